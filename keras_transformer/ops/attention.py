@@ -1,0 +1,126 @@
+"""Scaled dot-product attention: one function, several kernels, all equal."""
+
+import keras
+from keras import ops
+
+KERNELS = ("auto", "plain", "fused")
+
+
+def dot_product_attention(
+    query, key, value, mask=None, bias=None, scale=None, dropout=None, kernel="auto", return_weights=False
+):
+    """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
+
+    A query that may attend to no key gets exactly 0, with finite gradients, in every dtype and from every kernel.
+    Scores and softmax are computed in float32 at least.
+
+    Args:
+        query: float tensor of shape `[B, H, T, D]`.
+        key: float tensor of shape `[B, K, S, D]`, where `K` divides `H`: with `K < H` the heads share keys and values
+            (grouped-query attention; multi-query for `K = 1`).
+        value: float tensor of shape `[B, K, S, E]`.
+        mask: boolean tensor, True = attend, of shape `[T, S]`, `[B|1, T|1, S]` or `[B|1, H|1, T|1, S]`, or None.
+        bias: float tensor added to the scaled scores, of shape `[B|1, H|1, T, S]`, or None.
+        scale: float. Default `D ** -0.5`.
+        dropout: function applied to the weights (a `keras.layers.Dropout` in training), or None.
+        kernel: `"plain"`, written out in `keras.ops`, the reference; `"fused"`, the backend's own kernel; or `"auto"`,
+            the fused kernel where it is the faster one (JAX and torch) and can do what is asked for.
+        return_weights: boolean. Whether to also return the attention weights (only the plain kernel has them).
+
+    Returns:
+        Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
+        `[B, H, T, S]`, before dropout.
+
+    Raises:
+        ValueError: if `K` does not divide `H`, `kernel` is unknown, or the fused kernel is asked for what it cannot do.
+
+    Reference: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), equation 1; grouped queries:
+    [Ainslie et al., 2023](https://arxiv.org/abs/2305.13245).
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> query = np.zeros((1, 8, 3, 16), "float32")
+    >>> key = value = np.ones((1, 2, 5, 16), "float32")
+    >>> tuple(kt.ops.dot_product_attention(query, key, value).shape)
+    (1, 8, 3, 16)
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"`kernel` must be one of {KERNELS}; received kernel={kernel!r}.")
+    query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(
+            "The number of query heads must be a multiple of the number of key-value heads; received "
+            f"{query.shape[1]} query heads and {key.shape[1]} key-value heads."
+        )
+    needs_weights = dropout is not None or return_weights
+    if kernel == "fused" and needs_weights:
+        raise ValueError("`kernel='fused'` never holds the weights: it has neither `dropout` nor `return_weights`.")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if mask is not None:
+        mask = ops.convert_to_tensor(mask, dtype="bool")
+        mask = ops.expand_dims(mask, 0) if len(mask.shape) == 2 else mask
+        mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask  # [B|1, H|1, T|1, S]
+    if not needs_weights and (kernel == "fused" or (kernel == "auto" and _fused_is_faster())):
+        return _fused(query, key, value, mask, bias, scale)
+    output, weights = _plain(query, key, value, mask, bias, scale, dropout)
+    if mask is not None:  # The softmax of a row without any key is uniform: it shall be 0.
+        attends = ops.any(mask, axis=-1, keepdims=True)
+        output = ops.where(attends, output, ops.zeros_like(output))
+        weights = ops.where(attends, weights, ops.zeros_like(weights)) if return_weights else None
+    return (output, weights) if return_weights else output
+
+
+def _plain(query, key, value, mask, bias, scale, dropout):
+    batch, heads, length, _ = ops.shape(query)
+    key_heads, key_length = key.shape[1], ops.shape(key)[2]
+    score_dtype = keras.backend.result_type(query.dtype, "float32")
+    # Heads that share a key lie next to each other: they become further rows of one matrix product.
+    grouped = (batch, key_heads, heads // key_heads * length)
+    query = ops.reshape(query * ops.cast(scale, query.dtype), (*grouped, query.shape[3]))
+    if keras.backend.standardize_dtype(query.dtype) == "float16":  # Whose largest number is 65,504.
+        query, key = ops.cast(query, score_dtype), ops.cast(key, score_dtype)
+    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), score_dtype)  # [B, H, T, S]
+    if bias is not None:
+        scores = scores + ops.cast(bias, score_dtype)
+    if mask is not None:
+        scores = ops.where(mask, scores, ops.cast(-1e30, score_dtype))
+    # Keras warns of a softmax over one entry, which a first token by itself is.
+    weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
+    weights = ops.cast(weights, value.dtype)
+    dropped = weights if dropout is None else dropout(weights)
+    output = ops.matmul(ops.reshape(dropped, (*grouped, key_length)), value)
+    return ops.reshape(output, (batch, heads, length, value.shape[3])), weights
+
+
+def _fused(query, key, value, mask, bias, scale):
+    """Keras' own kernel, with what it lacks: bias and mask together, one key-value head, rows without any key."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    attends = None
+    if mask is not None:
+        attends = ops.any(mask, axis=-1, keepdims=True)  # [B|1, H|1, T|1, 1]
+        # A row without any key attends to all of them here and is set to 0 below: no kernel sees an empty softmax.
+        mask = ops.logical_or(mask, ops.logical_not(attends))
+    dtype = value.dtype
+    if keras.backend.standardize_dtype(dtype) == "float16":
+        # Scores beyond its range defeat the mask in torch's kernel, and XLA's for CPUs has none that takes it.
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+    if bias is not None and mask is not None:
+        bias = ops.where(mask, ops.cast(bias, query.dtype), ops.cast(-1e30, query.dtype))
+        mask = None
+    full = (ops.shape(query)[0], heads, ops.shape(query)[2], ops.shape(key)[2])
+    bias = None if bias is None else ops.broadcast_to(ops.cast(bias, query.dtype), full)
+    mask = None if mask is None else ops.broadcast_to(mask, full)
+    if key_heads != heads:
+        key, value = (ops.repeat(x, heads // key_heads, axis=1) for x in (key, value))
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    output = ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+    output = ops.cast(ops.transpose(output, (0, 2, 1, 3)), dtype)
+    return output if attends is None else ops.where(attends, output, ops.zeros_like(output))
+
+
+def _fused_is_faster():
+    # TensorFlow has no fused kernel: Keras writes the same products out there, in a slower order.
+    return keras.backend.backend() != "tensorflow"

@@ -1,0 +1,32 @@
+"""What every test starts from. The backend is chosen as Keras chooses it: by `KERAS_BACKEND`, TensorFlow without it."""
+
+import os
+
+# Both are read once, when TensorFlow and matplotlib are first imported, hence before Keras is.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import gc  # noqa: E402
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """Fixes the seeds, and takes back the global settings that a test may have changed."""
+    policy, floatx, epsilon = keras.config.dtype_policy(), keras.config.floatx(), keras.config.epsilon()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_epsilon(epsilon)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_session():
+    """Gives each module fresh automatic layer names, and lets go of the graphs that the module before it compiled."""
+    keras.utils.clear_session()
+    yield
+    keras.utils.clear_session()
+    gc.collect()
