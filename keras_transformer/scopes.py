@@ -1,0 +1,194 @@
+"""What a call carries besides its tensors: a key-value cache, a recording.
+
+A scope is ambient: layers ask for the current one while they are called, and blocks and models know nothing of it.
+Scopes live in context variables, so threads do not see each other's.
+"""
+
+import contextvars
+
+from keras import ops
+
+from keras_transformer.ops.masks import first_real
+
+__all__ = ["DecodingScope", "RecordingScope"]
+
+_decoding = contextvars.ContextVar("keras_transformer_decoding_scope", default=None)
+_recording = contextvars.ContextVar("keras_transformer_recording_scope", default=None)
+
+
+class Scope:
+    """A context manager that makes itself the current one of its kind, and names the calls made under it."""
+
+    _current = None
+
+    def __init__(self):
+        self._calls = {}
+        self._token = None
+
+    def __enter__(self):
+        self._calls = {}
+        self._token = self._current.set(self)
+        return self
+
+    def __exit__(self, *_):
+        self._current.reset(self._token)
+
+    def call_name(self, layer):
+        """Path of `layer`; from its second call under this scope on followed by `@1`, `@2`, ..."""
+        path = layer.path or layer.name
+        count = self._calls.get(path, 0)
+        self._calls[path] = count + 1
+        return f"{path}@{count}" if count else path
+
+
+class DecodingScope(Scope):
+    """Lets attention layers keep keys and values from call to call, so that a model decodes token by token.
+
+    The first call (the prompt) under a scope without a cache allocates one; later calls pass the cache on. Under the
+    scope a model's token input holds only the new tokens: self-attention appends their keys and values to the cache
+    and attends to all of it, cross-attention computes keys and values at the first call alone, and
+    `PositionalEmbedding` counts on from where it was.
+
+    Args:
+        cache: dict that an earlier scope left in its `cache` attribute, or None to start.
+        index: int or scalar int tensor. How many tokens the cache holds, padding included.
+        max_length: int. How many tokens the cache has room for. Needed where `cache` is None.
+        padding_mask: boolean tensor of shape `[B, T]`, True where the tokens of this call are real. Prompts of
+            different lengths are padded on the left, so that all rows go on at the same index.
+
+    Attributes:
+        cache: nested dict of tensors (`{call name: {"key": [B, K, max_length, D], ...}}`) to hand to the next scope.
+
+    Raises:
+        ValueError: if neither `cache` nor `max_length` is given, or a call goes past `max_length`.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> tokens = keras.Input((None,), dtype="int32", name="token_ids")
+    >>> x = kt.layers.DecoderBlock(2, 16)(keras.layers.Embedding(10, 8)(tokens))
+    >>> model = keras.Model(tokens, x)
+    >>> whole = model(np.array([[3, 1, 4]]))
+    >>> with kt.scopes.DecodingScope(max_length=8) as scope:
+    ...     start = model(np.array([[3, 1]]))
+    >>> with kt.scopes.DecodingScope(scope.cache, index=2):
+    ...     last = model(np.array([[4]]))
+    >>> bool(np.allclose(keras.ops.convert_to_numpy(whole[:, 2:]), keras.ops.convert_to_numpy(last), atol=1e-5))
+    True
+    """
+
+    _current = _decoding
+
+    def __init__(self, cache=None, index=0, max_length=None, padding_mask=None):
+        super().__init__()
+        if not cache and max_length is None:
+            raise ValueError("`DecodingScope` needs a `cache` from an earlier scope, or the `max_length` of a new one.")
+        self.cache = {} if cache is None else dict(cache)
+        self.index = index
+        kept = (ops.shape(entry["key"])[2] for entry in self.cache.values() if "key" in entry)
+        self.max_length = next(kept, max_length)
+        self.padding_mask = padding_mask
+
+    def positions(self, length):
+        """Slots of the cache that the `length` tokens of this call take: int32 tensor of shape `[length]`."""
+        return ops.arange(length, dtype="int32") + ops.cast(self.index, "int32")
+
+    def real(self, mask):
+        """What of this call is real: the layer's own mask and the scope's, or None where there is neither."""
+        if mask is None or self.padding_mask is None:
+            return self.padding_mask if mask is None else mask
+        return ops.logical_and(mask, self.padding_mask)
+
+    def append(self, name, key, value, mask):
+        """Appends the keys and values of this call to the entry `name`.
+
+        Args:
+            name: str. What `call_name` gave the calling layer.
+            key: tensor of shape `[B, K, T, D]`.
+            value: tensor of shape `[B, K, T, E]`.
+            mask: boolean tensor of shape `[B, T]`, or None where all are real.
+
+        Returns:
+            All keys, all values, and a boolean mask of shape `[B, max_length]` of those that are filled and real.
+        """
+        batch, heads, length, _ = ops.shape(key)
+        if name not in self.cache:
+            self.cache[name] = {
+                "key": ops.zeros((batch, heads, self.max_length, key.shape[3]), key.dtype),
+                "value": ops.zeros((batch, heads, self.max_length, value.shape[3]), value.dtype),
+                "mask": ops.zeros((batch, self.max_length), "bool"),
+            }
+        entry = self.cache[name]
+        self._check_room(length, ops.shape(entry["key"])[2])
+        real = self.real(mask)
+        real = ops.ones((batch, length), "bool") if real is None else ops.broadcast_to(real, (batch, length))
+        self.cache[name] = entry = {
+            "key": ops.slice_update(entry["key"], (0, 0, self.index, 0), key),
+            "value": ops.slice_update(entry["value"], (0, 0, self.index, 0), value),
+            "mask": ops.slice_update(entry["mask"], (0, self.index), real),
+        }
+        return entry["key"], entry["value"], entry["mask"]
+
+    def once(self, name, compute):
+        """The dict of tensors that `compute()` returned at the first call: what does not change from token to token."""
+        if name not in self.cache:
+            self.cache[name] = {key: value for key, value in compute().items() if value is not None}
+        return self.cache[name]
+
+    def padding_before(self, name, mask):
+        """How many padded tokens came before each row's first real one: int32 `[B, 1]`, or None without a mask."""
+        real = self.real(mask)
+        before = self.cache.get(name, {}).get("padding")
+        if real is None or (before is None and not (isinstance(self.index, int) and self.index == 0)):
+            return before
+        padding = ops.cast(self.index, "int32") + first_real(real)
+        if before is not None:  # Rows that have begun keep their count.
+            padding = ops.where(before == ops.cast(self.index, "int32"), padding, before)
+        self.cache[name] = {"padding": padding}
+        return padding
+
+    def _check_room(self, length, room):
+        known = all(isinstance(number, int) for number in (self.index, length, room))
+        if known and self.index + length > room:
+            raise ValueError(
+                f"The cache has room for max_length={room} tokens; received {length} tokens at index={self.index}, "
+                f"which needs {self.index + length}."
+            )
+
+
+class RecordingScope(Scope):
+    """Keeps the intermediates that layers name as they make them.
+
+    Under the scope attention takes the plain kernel, which holds the weights; the results are the same.
+
+    Attributes:
+        records: dict from `<layer path>/<name>` to tensor, in the order of computation.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> layer = kt.layers.MultiHeadSelfAttention(2, name="attention")
+    >>> with kt.scopes.RecordingScope() as scope:
+    ...     output = layer(np.ones((1, 3, 8), "float32"))
+    >>> [(path, tuple(value.shape)) for path, value in scope.records.items()]
+    [('attention/weights', (1, 2, 3, 3))]
+    """
+
+    _current = _recording
+
+    def __init__(self):
+        super().__init__()
+        self.records = {}
+
+    def record(self, call_name, name, value):
+        self.records[f"{call_name}/{name}"] = value
+
+
+def decoding():
+    """The current `DecodingScope`, or None."""
+    return _decoding.get()
+
+
+def recording():
+    """The current `RecordingScope`, or None."""
+    return _recording.get()
