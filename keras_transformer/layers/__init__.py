@@ -1,0 +1,19 @@
+"""Layers to import into your own Keras models."""
+
+from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
+from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
+from keras_transformer.layers.embedding import PositionalEmbedding
+from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
+
+__all__ = [
+    "AlibiBias",
+    "CrossAttention",
+    "DecoderBlock",
+    "EncoderBlock",
+    "FeedForward",
+    "MultiHeadSelfAttention",
+    "PositionalEmbedding",
+    "RelativePositionBias",
+    "RotaryEmbedding",
+]

@@ -1,0 +1,279 @@
+import keras
+
+from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
+from keras_transformer.layers.checks import check_context, check_explicit, check_rate
+from keras_transformer.layers.cloning import clone_layer
+from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.ops import check_mask
+
+NORM_POSITIONS = ("pre", "post", "sandwich")
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Sublayers in a row, each with a residual connection and a norm: what encoder and decoder blocks share."""
+
+    def __init__(self, sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs):
+        super().__init__(**kwargs)
+        if norm_position not in NORM_POSITIONS:
+            raise ValueError(f"`norm_position` must be one of {NORM_POSITIONS}; received {norm_position!r}.")
+        norm = keras.layers.LayerNormalization() if norm is None else norm
+        self.sublayer_names = []
+        for name, layer in sublayers.items():
+            self.sublayer_names.append(name)
+            setattr(self, name, clone_layer(layer, name, self.dtype_policy, name))
+            setattr(self, f"{name}_norm", clone_layer(norm, f"{name}_norm", self.dtype_policy, "norm"))
+            if norm_position == "sandwich":
+                after = f"{name}_post_norm"
+                setattr(self, after, clone_layer(norm, after, self.dtype_policy, "norm"))
+        self.norm_position = norm_position
+        self.dropout = check_rate(dropout, "dropout")
+        self.drop_path = check_rate(drop_path, "drop_path")
+        self.layer_scale = layer_scale
+        self.supports_masking = True
+
+    def build_sublayers(self, x_shape, context_shape=None):
+        for name in self.sublayer_names:
+            shapes = (x_shape, context_shape) if name == "cross_attention" else (x_shape,)
+            getattr(self, name).build(*shapes)
+            for norm in (f"{name}_norm", f"{name}_post_norm"):
+                if hasattr(self, norm):
+                    getattr(self, norm).build(x_shape)
+            if self.layer_scale is not None:
+                initializer = keras.initializers.Constant(self.layer_scale)
+                scale = self.add_weight(name=f"{name}_scale", shape=(x_shape[-1],), initializer=initializer)
+                setattr(self, f"{name}_scale", scale)
+        self.residual_dropout = keras.layers.Dropout(self.dropout, name="residual_dropout", dtype=self.dtype_policy)
+        # One draw a row: the whole sublayer is skipped for it.
+        self.path_dropout = keras.layers.Dropout(
+            self.drop_path, noise_shape=(None, 1, 1), name="path_dropout", dtype=self.dtype_policy
+        )
+
+    def residual(self, x, name, training, **kwargs):
+        """`x` and what the sublayer `name` makes of it, with the norms where `norm_position` has them."""
+        sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
+        y = sublayer(x if self.norm_position == "post" else norm(x), training=training, **kwargs)
+        if self.norm_position == "sandwich":
+            y = getattr(self, f"{name}_post_norm")(y)
+        if self.layer_scale is not None:
+            y = y * keras.ops.cast(getattr(self, f"{name}_scale"), y.dtype)
+        y = self.path_dropout(self.residual_dropout(y, training=training), training=training)
+        return norm(x + y) if self.norm_position == "post" else x + y
+
+    def shared_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "norm": serialize(self.feed_forward_norm),
+            "norm_position": self.norm_position,
+            "dropout": self.dropout,
+            "drop_path": self.drop_path,
+            "layer_scale": self.layer_scale,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class EncoderBlock(ResidualBlock):
+    """Self-attention and feed-forward, each with residual connection and norm.
+
+    A block is composed: the layers that it is made of are handed in, and cloned.
+
+    Args:
+        self_attention: an attention layer such as `MultiHeadSelfAttention`, or a number of heads: 8 is short for
+            `MultiHeadSelfAttention(8)`.
+        feed_forward: a layer such as `FeedForward`, or a width: 2048 is short for `FeedForward(2048)`.
+        norm: a normalization layer, cloned for each place; None is short for `keras.layers.LayerNormalization()`.
+        norm_position: `"pre"`, `x + f(norm(x))`; `"post"`, `norm(x + f(x))`, as in the original paper; or `"sandwich"`,
+            `x + norm(f(norm(x)))`.
+        dropout: float between 0 and 1. Dropout of each sublayer's result.
+        drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
+        layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
+        **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float tensor of shape `[B, T, dim]`.
+        mask: boolean tensor of shape `[B, T]`, True for real positions. By default the mask that `x` carries.
+        attention_mask: boolean tensor of shape `[B|1, T, T]`, True where a position may attend to another.
+        attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores.
+        training: boolean. Whether dropout acts.
+
+    Returns:
+        Tensor of shape `[B, T, dim]`.
+
+    Raises:
+        ValueError: if an argument is out of range, a mask is not boolean or has the wrong shape.
+
+    References: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), figure 1;
+    [pre-norm](https://arxiv.org/abs/2002.04745); [sandwich norm](https://arxiv.org/abs/2105.13290);
+    [stochastic depth](https://arxiv.org/abs/1603.09382); [layer scale](https://arxiv.org/abs/2103.17239).
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> tuple(kt.layers.EncoderBlock(8, 2048)(np.ones((2, 5, 64), "float32")).shape)
+    (2, 5, 64)
+    """
+
+    def __init__(
+        self,
+        self_attention,
+        feed_forward,
+        norm=None,
+        norm_position="pre",
+        dropout=0.0,
+        drop_path=0.0,
+        layer_scale=None,
+        **kwargs,
+    ):
+        sublayers = {
+            "self_attention": _from_number(self_attention, MultiHeadSelfAttention),
+            "feed_forward": _from_number(feed_forward, FeedForward),
+        }
+        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs)
+
+    def build(self, x_shape):
+        self.build_sublayers(x_shape)
+
+    def call(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
+        mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
+        extra = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
+        x = self.residual(x, "self_attention", training, **extra)
+        return self.residual(x, "feed_forward", training)
+
+    def compute_output_spec(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
+        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias)
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "self_attention": serialize(self.self_attention),
+            "feed_forward": serialize(self.feed_forward),
+            **self.shared_config(),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class DecoderBlock(ResidualBlock):
+    """Causal self-attention, cross-attention if there is a context, and feed-forward, each with residual and norm.
+
+    Without `cross_attention` this is the block of a decoder-only language model.
+
+    Args:
+        self_attention: an attention layer such as `MultiHeadSelfAttention`, or a number of heads: 8 is short for
+            `MultiHeadSelfAttention(8, causal=True)`.
+        feed_forward: a layer such as `FeedForward`, or a width: 2048 is short for `FeedForward(2048)`.
+        cross_attention: a layer such as `CrossAttention`, or a number of heads: 8 is short for `CrossAttention(8)`;
+            None for a block without context.
+        norm: a normalization layer, cloned for each place; None is short for `keras.layers.LayerNormalization()`.
+        norm_position: `"pre"`, `"post"` or `"sandwich"`, as in `EncoderBlock`.
+        dropout: float between 0 and 1. Dropout of each sublayer's result.
+        drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
+        layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
+        **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float tensor of shape `[B, T, dim]`.
+        context: float tensor of shape `[B, S, context_dim]`, given exactly if the block has cross-attention.
+        mask: boolean tensor of shape `[B, T]`, True for real positions. By default the mask that `x` carries.
+        context_mask: boolean tensor of shape `[B, S]`, True for real positions. By default the mask that `context`
+            carries.
+        attention_mask: boolean tensor of shape `[B|1, T, T]` for the self-attention, on top of causality and padding.
+        attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores of the self-attention.
+        training: boolean. Whether dropout acts.
+
+    Returns:
+        Tensor of shape `[B, T, dim]`.
+
+    Raises:
+        ValueError: if an argument is out of range, a mask is not boolean or has the wrong shape, or a context is
+            missing or cannot be read.
+
+    Reference: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), figure 1.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> x, context = np.ones((2, 5, 64), "float32"), np.ones((2, 9, 64), "float32")
+    >>> tuple(kt.layers.DecoderBlock(8, 2048, cross_attention=8)(x, context).shape)
+    (2, 5, 64)
+    """
+
+    def __init__(
+        self,
+        self_attention,
+        feed_forward,
+        cross_attention=None,
+        norm=None,
+        norm_position="pre",
+        dropout=0.0,
+        drop_path=0.0,
+        layer_scale=None,
+        **kwargs,
+    ):
+        sublayers = {"self_attention": _from_number(self_attention, MultiHeadSelfAttention, causal=True)}
+        if cross_attention is not None:
+            sublayers["cross_attention"] = _from_number(cross_attention, CrossAttention)
+        sublayers["feed_forward"] = _from_number(feed_forward, FeedForward)
+        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs)
+        if cross_attention is None:
+            self.cross_attention = None
+
+    def build(self, x_shape, context_shape=None):
+        check_context(context_shape, self.cross_attention)
+        self.build_sublayers(x_shape, context_shape)
+
+    def call(
+        self,
+        x,
+        context=None,
+        mask=None,
+        x_mask=None,
+        context_mask=None,
+        attention_mask=None,
+        attention_bias=None,
+        training=None,
+    ):
+        check_context(context, self.cross_attention)
+        mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
+        extra = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
+        x = self.residual(x, "self_attention", training, **extra)
+        if self.cross_attention is not None:
+            x = self.residual(x, "cross_attention", training, context=context, context_mask=context_mask)
+        return self.residual(x, "feed_forward", training)
+
+    def compute_output_spec(
+        self,
+        x,
+        context=None,
+        mask=None,
+        x_mask=None,
+        context_mask=None,
+        attention_mask=None,
+        attention_bias=None,
+        training=None,
+    ):
+        check_context(context, self.cross_attention)
+        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias)
+        if context_mask is not None:
+            check_mask(context_mask, "context_mask", tuple(context.shape[:2]), "`context`")
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "self_attention": serialize(self.self_attention),
+            "feed_forward": serialize(self.feed_forward),
+            "cross_attention": None if self.cross_attention is None else serialize(self.cross_attention),
+            **self.shared_config(),
+        }
+
+
+def _from_number(layer, kind, **kwargs):
+    return kind(layer, **kwargs) if isinstance(layer, int) else layer
+
+
+def _check_self_attention(x, mask, attention_mask, attention_bias):
+    if mask is not None:
+        check_mask(mask, "mask", tuple(x.shape[:2]), "`x`")
+    check_explicit(attention_mask, attention_bias, x.shape[1], x.shape[1])

@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+from keras import ops
+
+from keras_transformer import scopes
+from keras_transformer.ops import first_real
+
+KINDS = ("sinusoidal", "learned")
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class PositionalEmbedding(keras.layers.Layer):
+    """Adds to each embedding what stands for its position.
+
+    Positions count from the first real token: padding on the left, if `mask` tells of it, shifts nothing. Under a
+    `DecodingScope` they go on from the tokens decoded so far.
+
+    Args:
+        kind: `"sinusoidal"`, sines and cosines of wavelengths from `2 pi` to `20000 pi`, for any length; or
+            `"learned"`, a trained vector for each position.
+        max_length: int. Number of positions of a learned table; sinusoidal positions have no limit unless it is given.
+        scale: float. Factor of the embeddings before positions are added; the original paper takes `dim ** 0.5`.
+        **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float tensor of shape `[B, T, dim]`.
+        mask: boolean tensor of shape `[B, T]`, True for real positions. By default the mask that `x` carries.
+
+    Returns:
+        Tensor of shape `[B, T, dim]`.
+
+    Raises:
+        ValueError: if `kind` is unknown, a learned table has no `max_length`, or the input is longer than `max_length`.
+            With a length that TensorFlow only knows at run time this is an `InvalidArgumentError`.
+
+    Reference: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.5.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> x = kt.layers.PositionalEmbedding()(np.zeros((1, 3, 4), "float32"))
+    >>> [round(float(number), 3) for number in x[0, 1]]  # sin 1, cos 1, sin 0.01, cos 0.01
+    [0.841, 0.54, 0.01, 1.0]
+    """
+
+    def __init__(self, kind="sinusoidal", max_length=None, scale=1.0, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {KINDS}; received kind={kind!r}.")
+        if max_length is None and kind == "learned":
+            raise ValueError("`max_length` must be given for learned positions: it is the size of their table.")
+        self.kind = kind
+        self.max_length = max_length
+        self.scale = scale
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if self.kind == "learned":
+            self.position_table = self.add_weight(
+                name="position_table",
+                shape=(self.max_length, input_shape[-1]),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+            )
+
+    def call(self, x, mask=None):
+        positions = self._positions(x, mask)  # [T], or [B, T] where rows are padded
+        if self.kind == "learned":
+            table = ops.convert_to_tensor(self.position_table)
+            if scopes.decoding() is None:  # XLA drops the check of an unknown length; a slice too long fails there too.
+                # The length is that of the positions, so that the slice waits for their check.
+                table = ops.slice(table, (0, 0), (ops.shape(positions)[-1], x.shape[-1]))
+            encoded = ops.take(table, positions, axis=0)
+        else:
+            encoded = sinusoids(positions, x.shape[-1])
+        scaled = x if self.scale == 1.0 else x * ops.cast(self.scale, x.dtype)
+        return scaled + ops.cast(encoded, x.dtype)
+
+    def _positions(self, x, mask):
+        length = ops.shape(x)[1]
+        scope = scopes.decoding()
+        if scope is None:
+            positions = ops.arange(self._check_length(length), dtype="int32")
+            padding = None if mask is None else first_real(mask)
+        else:
+            positions = scope.positions(length)
+            padding = scope.padding_before(scope.call_name(self), mask)
+            if padding is None and isinstance(scope.index, int):
+                self._check_length(scope.index + length)
+        return positions if padding is None else ops.maximum(positions - padding, 0)
+
+    def _check_length(self, length):
+        """Returns `length` after checking that there are as many positions."""
+        if self.max_length is None:
+            return length
+        message = f"The input of `{self.name}` must not be longer than max_length={self.max_length}; received length "
+        if isinstance(length, int):
+            if length > self.max_length:
+                raise ValueError(f"{message}{length}.")
+        elif keras.backend.backend() == "tensorflow":  # The one backend whose lengths may be unknown until run time.
+            import tensorflow as tf
+
+            # What is looked up must wait for the check, or its own error comes first.
+            with tf.control_dependencies([tf.debugging.Assert(length <= self.max_length, [message, length])]):
+                length = tf.identity(length)
+        return length
+
+    def compute_output_spec(self, x, mask=None):
+        if x.shape[1] is not None:
+            self._check_length(x.shape[1])
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind, "max_length": self.max_length, "scale": self.scale}
+
+
+def sinusoids(positions, dim):
+    """Sine and cosine of each position at `dim / 2` wavelengths, side by side: `[..., dim]` for positions `[...]`."""
+    frequencies = ops.convert_to_tensor(10000.0 ** -(np.arange(0, dim, 2) / dim), "float32")
+    angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
+    pairs = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)  # [..., ceil(dim / 2), 2]
+    return ops.reshape(pairs, (*ops.shape(angles)[:-1], -1))[..., :dim]

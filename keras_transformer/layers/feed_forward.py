@@ -1,0 +1,78 @@
+import keras
+
+from keras_transformer.layers.checks import check_rate
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class FeedForward(keras.layers.Layer):
+    """Position-wise feed-forward network: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` if gated.
+
+    Args:
+        hidden_dim: int. Width of the hidden layer.
+        activation: str or callable. `"relu"` in the original paper, `"gelu"` in BERT and GPT, `"silu"` with
+            `gated=True` in LLaMA (SwiGLU).
+        gated: boolean. Whether a second projection gates the hidden layer.
+        use_bias: boolean. Whether the projections have biases.
+        dropout: float between 0 and 1. Dropout of the hidden layer.
+        **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float tensor of shape `[..., dim]`.
+        training: boolean. Whether dropout acts.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `hidden_dim` is not positive or `dropout` is not a rate.
+
+    References: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), equation 2; gated:
+    [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), equation 6.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> layer = kt.layers.FeedForward(64, "silu", gated=True, use_bias=False)
+    >>> tuple(layer(np.ones((2, 5, 16), "float32")).shape)
+    (2, 5, 16)
+    """
+
+    def __init__(self, hidden_dim, activation="gelu", gated=False, use_bias=True, dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        if hidden_dim < 1:
+            raise ValueError(f"`hidden_dim` must be a positive width; received hidden_dim={hidden_dim}.")
+        self.hidden_dim = hidden_dim
+        self.activation = keras.activations.get(activation)
+        self.gated = gated
+        self.use_bias = use_bias
+        self.dropout = check_rate(dropout, "dropout")
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        options = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
+        self.up = keras.layers.Dense(self.hidden_dim, name="up", **options)
+        self.up.build(input_shape)
+        if self.gated:
+            self.gate = keras.layers.Dense(self.hidden_dim, name="gate", **options)
+            self.gate.build(input_shape)
+        self.down = keras.layers.Dense(input_shape[-1], name="down", **options)
+        self.down.build((*input_shape[:-1], self.hidden_dim))
+        self.hidden_dropout = keras.layers.Dropout(self.dropout, name="hidden_dropout", dtype=self.dtype_policy)
+
+    def call(self, x, training=None):
+        up = self.up(x)
+        hidden = self.activation(self.gate(x)) * up if self.gated else self.activation(up)
+        return self.down(self.hidden_dropout(hidden, training=training))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "gated": self.gated,
+            "use_bias": self.use_bias,
+            "dropout": self.dropout,
+        }
