@@ -1,0 +1,369 @@
+import keras
+import numpy as np
+from keras import ops
+
+from keras_transformer.generation.beam_search import BeamSearch
+from keras_transformer.generation.compilation import can_jit, compile_function
+from keras_transformer.generation.graph import DecodingGraph
+from keras_transformer.generation.samplers import Greedy, Sampling
+from keras_transformer.layers import PositionalEmbedding
+from keras_transformer.ops.masks import get_mask, set_mask
+from keras_transformer.scopes import DecodingScope
+
+SAMPLERS = {"greedy": Greedy, "sampling": Sampling, "beam_search": lambda: BeamSearch(4)}
+
+
+class Generator:
+    """Generates tokens from a functional model: decoder-only or encoder-decoder, built by hand or by `kt.models`.
+
+    The model's graph is cut at the input that holds the decoder's tokens. What does not depend on it, an encoder say,
+    runs once; the rest runs token by token with a key-value cache. The whole loop is one compiled function. Prompts of
+    different lengths share a batch: they are aligned at their ends, and padded to a few lengths so that little is
+    compiled.
+
+    Args:
+        model: functional `keras.Model` with the library's layers, from an integer input of tokens `[B, T]` (and
+            others) to logits `[B, T, vocabulary]`, alone or as `"logits"` in a dict.
+        start_id: int. The token that sequences start with where no prompt is given.
+        end_id: int. The token after which a sequence has ended; None to always generate all tokens.
+        pad_id: int. What fills prompts and results to equal lengths.
+        sampler: `"greedy"`, `"sampling"`, `"beam_search"` (4 beams), or a `Greedy`, `Sampling` or `BeamSearch`.
+        jit_compile: boolean, or `"auto"`: XLA on TensorFlow and JAX; torch runs as it is.
+
+    Raises:
+        ValueError: if the model cannot be decoded token by token, or `sampler` is unknown.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> tokens = keras.Input((None,), dtype="int32", name="token_ids")
+    >>> x = kt.layers.PositionalEmbedding()(keras.layers.Embedding(50, 16)(tokens))
+    >>> x = kt.layers.DecoderBlock(2, 32)(x)
+    >>> model = keras.Model(tokens, keras.layers.Dense(50)(x))
+    >>> generator = kt.generation.Generator(model, end_id=2)
+    >>> generator.generate([[5, 6, 7], [8]], max_new_tokens=6).shape
+    (2, 6)
+    """
+
+    def __init__(self, model, start_id=None, end_id=None, pad_id=0, sampler="greedy", jit_compile="auto"):
+        if isinstance(sampler, str) and sampler not in SAMPLERS:
+            raise ValueError(f"`sampler` must be one of {sorted(SAMPLERS)} or a sampler; received sampler={sampler!r}.")
+        if not isinstance(sampler, str) and not hasattr(sampler, "search"):
+            raise ValueError(f"`sampler` must have a method `search`, as `Greedy()` has; received {sampler!r}.")
+        self.graph = DecodingGraph(model)
+        self.model = model
+        self.start_id = start_id
+        self.end_id = end_id
+        self.pad_id = pad_id
+        self.sampler = SAMPLERS[sampler]() if isinstance(sampler, str) else sampler
+        self.jit_compile = can_jit() if jit_compile == "auto" else jit_compile
+        self._compiled = {}
+        self._padded_sources = [name for name in self.graph.source_inputs if self._masks_padding(name)]
+        self._check_cache()
+
+    def generate(self, inputs, max_new_tokens):
+        """Generates tokens for a batch.
+
+        Args:
+            inputs: dict from the model's input names to arrays, or to lists of lists of ints of different lengths. The
+                prompt goes in under the name of the token input (`token_ids`, `target_ids`), and may be missing where
+                there is a `start_id`. For a model with no other input the prompt alone will do.
+            max_new_tokens: int. How many tokens to generate at most.
+
+        Returns:
+            int32 array of shape `[batch, max_new_tokens]`: what follows the prompt, the end token included, and
+            `pad_id` after it.
+
+        Raises:
+            ValueError: if an input is missing, unknown or empty, or prompt and new tokens together are longer than a
+                learned position table.
+        """
+        self._check_count(max_new_tokens)
+        inputs = dict(inputs) if isinstance(inputs, dict) else {self.graph.token_input: inputs}
+        self._check_names(inputs)
+        sources = {name: self._source_array(name, inputs[name]) for name in self.graph.source_inputs}
+        prompt, real = self._prompt_arrays(inputs.get(self.graph.token_input), sources)
+        rows = {name: len(x) for name, x in {**sources, self.graph.token_input: prompt}.items()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"`inputs` must have the same number of rows each; received {rows}.")
+        self._check_length(int(real.sum(axis=-1).max()) + max_new_tokens)
+        batch = len(prompt)
+        if batch == 0:
+            return np.zeros((0, max_new_tokens), "int32")
+        arrays = {**sources, "prompt": prompt, "real": real, "seed": np.asarray(self._seed(), "int32")}
+        extra = bucket(batch, smallest=1, doubling_to=16) - batch
+        arrays = {name: np.concatenate([x, x[:1].repeat(extra, 0)]) if x.ndim else x for name, x in arrays.items()}
+        tensors = {name: ops.convert_to_tensor(x) for name, x in arrays.items()}
+        return ops.convert_to_numpy(self._function(max_new_tokens)(tensors))[:batch]
+
+    def generate_tensors(self, inputs, max_new_tokens):
+        """Generates tokens inside a `tf.function`, for a SavedModel; sizes may be unknown until run time.
+
+        Args:
+            inputs: dict from the model's input names to tensors; prompts are padded with `pad_id` on either side.
+            max_new_tokens: int. How many tokens to generate at most.
+
+        Returns:
+            int32 tensor of shape `[batch, max_new_tokens]`.
+
+        Raises:
+            ValueError: if an input is missing or unknown, or the backend is not TensorFlow.
+        """
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "`generate_tensors` is for TensorFlow graphs; the backend here is "
+                f"{keras.backend.backend()}. Use `generate`."
+            )
+        self._check_count(max_new_tokens)
+        self._check_names(inputs)
+        tensors = {name: ops.cast(inputs[name], x.dtype) for name, x in self.graph.source_inputs.items()}
+        batch = ops.shape(next(iter(inputs.values())))[0]
+        prompt = inputs.get(self.graph.token_input)
+        if prompt is None:
+            prompt = ops.full((batch, 1), self._start(), dtype="int32")
+            real = ops.ones((batch, 1), "bool")
+        else:
+            prompt, real = align_right(ops.cast(prompt, "int32"), self.pad_id)
+            extra = bucket_tensor(ops.shape(prompt)[1], PROMPT_BUCKET) - ops.shape(prompt)[1]
+            prompt = ops.pad(prompt, ((0, 0), (extra, 0)), constant_values=self.pad_id)
+            real = ops.pad(real, ((0, 0), (extra, 0)), constant_values=False)
+        for name in self._padded_sources:
+            extra = bucket_tensor(ops.shape(tensors[name])[1], SOURCE_BUCKET) - ops.shape(tensors[name])[1]
+            tensors[name] = ops.pad(tensors[name], ((0, 0), (0, extra)), constant_values=self.pad_id)
+        tensors = {**tensors, "prompt": prompt, "real": real}
+        # The last row again and again fills the batch up; a batch without rows takes the one of zeros put behind.
+        rows = ops.minimum(ops.arange(bucket_tensor(batch, 1)), ops.maximum(batch - 1, 0))
+        tensors = {name: ops.pad(x, ((0, 1), *((0, 0),) * (len(x.shape) - 1))) for name, x in tensors.items()}
+        tensors = {name: ops.take(x, rows, axis=0) for name, x in tensors.items()}
+        tensors["seed"] = ops.convert_to_tensor(self._seed(), "int32")
+        return self._function(max_new_tokens)(tensors)[:batch]
+
+    def get_config(self):
+        """What a generator is made of besides its model, as a dict that can be written as JSON."""
+        return {
+            "start_id": self.start_id,
+            "end_id": self.end_id,
+            "pad_id": self.pad_id,
+            "sampler": keras.saving.serialize_keras_object(self.sampler),
+            "jit_compile": self.jit_compile,
+        }
+
+    @classmethod
+    def from_config(cls, model, config):
+        """The generator that `get_config` described, for `model`."""
+        return cls(model, **{**config, "sampler": keras.saving.deserialize_keras_object(config["sampler"])})
+
+    def _function(self, max_new_tokens):
+        if max_new_tokens not in self._compiled:
+            tensors = {
+                **{
+                    name: keras.KerasTensor((None, *x.shape[1:]), x.dtype)
+                    for name, x in self.graph.source_inputs.items()
+                },
+                "prompt": keras.KerasTensor((None, None), "int32"),
+                "real": keras.KerasTensor((None, None), "bool"),
+                "seed": keras.KerasTensor((), "int32"),
+            }
+
+            def loop(tensors):
+                return self._loop(tensors, max_new_tokens)
+
+            self._compiled[max_new_tokens] = compile_function(loop, self.model.variables, tensors, self.jit_compile)
+        return self._compiled[max_new_tokens]
+
+    def _loop(self, tensors, max_new_tokens):
+        """Encoder, prompt and loop: all that is compiled."""
+        prompt, real, seed = (tensors[name] for name in ("prompt", "real", "seed"))
+        boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
+        length = ops.shape(prompt)[1]
+        with DecodingScope(max_length=length + max_new_tokens, padding_mask=real) as scope:
+            logits = self.graph.decode(prompt, boundary)[:, -1]
+        beams = getattr(self.sampler, "width", 1)
+        if beams > 1:
+            boundary = [repeat_rows(x, beams) for x in boundary]
+
+        def step(tokens, count, cache):
+            with DecodingScope(cache, length + count) as scope:
+                logits = self.graph.decode(ops.expand_dims(tokens, 1), boundary)
+            return ops.cast(logits[:, 0], "float32"), scope.cache
+
+        logits = ops.cast(logits, "float32")
+        return self.sampler.search(step, logits, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
+
+    def _seed(self):
+        seed = getattr(self.sampler, "seed", 0)
+        return np.random.randint(2**31 - 1) if seed is None else seed
+
+    def _start(self):
+        if self.start_id is None:
+            raise ValueError(
+                f"`inputs` must have a prompt under {self.graph.token_input!r}, or the generator a `start_id`; "
+                "received neither."
+            )
+        return self.start_id
+
+    def _source_array(self, name, values):
+        x = self.graph.source_inputs[name]
+        if is_ragged(values):
+            values = pad_rows(values, self.pad_id)
+        array = np.asarray(ops.convert_to_numpy(values)).astype(x.dtype)
+        if name in self._padded_sources:
+            extra = bucket(array.shape[1], SOURCE_BUCKET) - array.shape[1]
+            array = np.pad(array, ((0, 0), (0, extra)), constant_values=self.pad_id)
+        return array
+
+    def _prompt_arrays(self, prompt, sources):
+        """Prompts as int32 [B, P], padded on the left, and which of it is real."""
+        if prompt is None:
+            start = self._start()
+            batch = len(next(iter(sources.values()))) if sources else 1
+            return np.full((batch, 1), start, "int32"), np.ones((batch, 1), bool)
+        if is_ragged(prompt):
+            rows = [list(row) for row in prompt]
+        else:
+            array = np.asarray(ops.convert_to_numpy(prompt))
+            if array.ndim != 2:
+                raise ValueError(
+                    f"`inputs[{self.graph.token_input!r}]` must have shape (batch, length); received {array.shape}."
+                )
+            rows = [row[slice(*real_span(row, self.pad_id))] for row in array]
+        if any(len(row) == 0 for row in rows):
+            if self.start_id is None:
+                raise ValueError(
+                    f"`inputs[{self.graph.token_input!r}]` must have a token in each row, as there is no `start_id`; "
+                    f"row {[len(row) for row in rows].index(0)} is empty."
+                )
+            rows = [row if len(row) else [self.start_id] for row in rows]
+        lengths = np.array([len(row) for row in rows], "int32").reshape(-1, 1)
+        length = bucket(int(lengths.max(initial=1)), PROMPT_BUCKET)
+        tokens = np.full((len(rows), length), self.pad_id, "int32")
+        for row, values in zip(tokens, rows, strict=True):
+            row[length - len(values) :] = values
+        return tokens, np.arange(length)[None] >= length - lengths
+
+    def _masks_padding(self, name):
+        """Whether padding this source further changes nothing: it is masked where it is embedded."""
+        x = self.graph.source_inputs[name]
+        consumers = self.graph.consumers(name)
+        embeds = [isinstance(layer, keras.layers.Embedding) for layer in consumers]
+        masked = any(embeds) and all(layer.mask_zero for layer, is_one in zip(consumers, embeds, strict=True) if is_one)
+        return self.pad_id == 0 and len(x.shape) == 2 and x.shape[1] is None and masked
+
+    def _check_names(self, inputs):
+        known = {*self.graph.source_inputs, self.graph.token_input}
+        missing, unknown = set(self.graph.source_inputs) - set(inputs), set(inputs) - known
+        if missing or unknown:
+            raise ValueError(
+                f"`inputs` must have {sorted(self.graph.source_inputs)} and may have a prompt as "
+                f"{self.graph.token_input!r}; received {sorted(inputs)}."
+            )
+
+    @staticmethod
+    def _check_count(max_new_tokens):
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be a positive int; received {max_new_tokens!r}.")
+
+    def _check_length(self, length):
+        for layer in self.graph.decoder_layers():
+            # The last new token is never read, so it needs no position.
+            if (
+                isinstance(layer, PositionalEmbedding)
+                and layer.max_length is not None
+                and length - 1 > layer.max_length
+            ):
+                raise ValueError(
+                    f"Prompt and `max_new_tokens` together have {length} tokens, but `{layer.name}` has "
+                    f"max_length={layer.max_length} positions, enough for {layer.max_length + 1} tokens."
+                )
+
+    def _check_cache(self):
+        """Holds cached steps of the model to the same without a cache, so that what mixes positions shows."""
+        sources = {name: probe(x) for name, x in self.graph.source_inputs.items()}
+        length = min(
+            [4, *(layer.max_length for layer in self.graph.decoder_layers() if getattr(layer, "max_length", None))]
+        )
+        if length < 2:
+            return
+        tokens = ops.ones((1, length), "int32")
+        boundary = self.graph.encode(sources)
+        whole = self.graph.decode(tokens, boundary)
+        with DecodingScope(max_length=length) as scope:
+            start = self.graph.decode(tokens[:, : length - 1], boundary)
+        with DecodingScope(scope.cache, length - 1):
+            end = self.graph.decode(tokens[:, length - 1 :], boundary)
+        whole, start, end = (np.asarray(ops.convert_to_numpy(ops.cast(x, "float32"))) for x in (whole, start, end))
+        cached = np.concatenate([start, end], axis=1)
+        half = keras.backend.standardize_dtype(self.model.compute_dtype) in ("float16", "bfloat16")
+        difference = np.abs(cached - whole).max()
+        if not difference <= (0.1 if half else 1e-3) * max(1.0, np.abs(whole).max()):
+            raise ValueError(
+                f"`model` cannot be decoded token by token: its logits differ by {difference:.2g} between "
+                f"one call with {length} tokens and two calls with a cache. Something besides causal attention mixes "
+                f"positions of `{self.graph.token_input}`."
+            )
+
+
+PROMPT_BUCKET = 32
+SOURCE_BUCKET = 16
+
+
+def bucket(size, smallest, doubling_to=None):
+    """The next size that is compiled for: `smallest` doubled as often as needed, from `doubling_to` on its multiples.
+
+    A size of 1, the start token alone, stays 1.
+    """
+    if size <= 1:
+        return 1
+    if doubling_to is not None and size > doubling_to:
+        return -(-size // doubling_to) * doubling_to
+    while smallest < size:
+        smallest *= 2
+    return smallest
+
+
+def bucket_tensor(size, smallest):
+    """The next power of 2 times `smallest`, for a size that is a tensor."""
+    sizes = ops.convert_to_tensor([smallest * 2**i for i in range(24)], "int32")
+    return ops.min(ops.where(sizes >= ops.cast(size, "int32"), sizes, sizes[-1]))
+
+
+def is_ragged(values):
+    """Whether `values` is a list of rows, which may differ in length, rather than an array or tensor."""
+    return isinstance(values, (list, tuple)) and all(isinstance(row, (list, tuple, np.ndarray)) for row in values)
+
+
+def pad_rows(rows, pad_id):
+    """Rows of different lengths as an array, padded on the right."""
+    array = np.full((len(rows), max(map(len, rows), default=1) or 1), pad_id)
+    for row, values in zip(array, rows, strict=True):
+        row[: len(values)] = values
+    return array
+
+
+def real_span(row, pad_id):
+    """Begin and end of what is left of a row without the padding on either side."""
+    real = np.flatnonzero(np.asarray(row) != pad_id)
+    return (real[0], real[-1] + 1) if len(real) else (0, 0)
+
+
+def align_right(tokens, pad_id):
+    """Rows of a tensor `[B, P]` with the padding of both sides moved to the left, and which of it is real."""
+    length = ops.shape(tokens)[1]
+    places = ops.arange(length, dtype="int32")
+    last = ops.max(ops.where(tokens != pad_id, places, -1), axis=-1, keepdims=True)
+    first = ops.min(ops.where(tokens != pad_id, places, length), axis=-1, keepdims=True)
+    come_from = places - (length - 1 - last)
+    real = ops.logical_and(come_from >= first, last >= 0)
+    moved = ops.take_along_axis(tokens, ops.maximum(come_from, 0), axis=1)
+    return ops.where(real, moved, ops.cast(pad_id, tokens.dtype)), real
+
+
+def repeat_rows(x, times):
+    """Each row `times` over, the mask along with it."""
+    mask = get_mask(x)
+    return set_mask(ops.repeat(x, times, axis=0), None if mask is None else ops.repeat(mask, times, axis=0))
+
+
+def probe(x):
+    """A small tensor that fits a symbolic input."""
+    return ops.ones([1 if axis == 0 else size or 4 for axis, size in enumerate(x.shape)], x.dtype)

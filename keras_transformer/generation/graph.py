@@ -1,0 +1,185 @@
+"""Cuts the graph of a functional model in two: what depends on the decoder's tokens, and what can be computed once."""
+
+import keras
+
+from keras_transformer.layers import MultiHeadSelfAttention
+
+# Keras layers whose result at one position depends on others, in a way that no cache of ours follows.
+MIXING_LAYERS = (
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+    keras.layers.Conv1D,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+    keras.layers.Attention,
+    keras.layers.AdditiveAttention,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalMaxPooling1D,
+)
+
+
+class Step:
+    """One operation of the graph, with the keys of the tensors that go in and come out."""
+
+    def __init__(self, operation, node, inputs, outputs):
+        self.operation = operation
+        self.inputs = inputs
+        self.outputs = outputs
+        self._node = node
+
+    def run(self, values):
+        tensors = {id(x): values[key] for x, key in zip(self._node.input_tensors, self.inputs, strict=True)}
+        args, kwargs = self._node.arguments.fill_in(tensors)
+        results = keras.tree.flatten(self.operation(*args, **kwargs))
+        values.update(zip(self.outputs, results, strict=True))
+
+    def layers(self):
+        """The operation, if it is a layer, and all layers in it."""
+        if not isinstance(self.operation, keras.layers.Layer):
+            return []
+        return list(self.operation._flatten_layers())
+
+
+class DecodingGraph:
+    """A functional model in two halves, around the input that holds the decoder's tokens.
+
+    Args:
+        model: functional `keras.Model`; models nested in it are opened.
+
+    Attributes:
+        token_input: str. Name of the input that reaches a causal self-attention.
+        source_inputs: dict from name to symbolic tensor of all other inputs.
+
+    Raises:
+        ValueError: if there is no such input, or several, or the model cannot be decoded token by token.
+    """
+
+    def __init__(self, model):
+        if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+            raise ValueError(f"`model` must be a functional keras.Model, built from `keras.Input`; received {model!r}.")
+        self.model = model
+        self._steps = []
+        self._kept = []  # The ids of these tensors are keys: they must stay alive.
+        keys = {x.name: self._key((), x) for x in model.inputs}
+        outputs = self._open(model, (), {key: key for key in keys.values()})
+        self._output = outputs[_logits_index(model)]
+        self.token_input = self._find_token_input(keys)
+        self._token_key = keys[self.token_input]
+        self._source_keys = {name: key for name, key in keys.items() if name != self.token_input}
+        self.source_inputs = {x.name: x for x in model.inputs if x.name != self.token_input}
+        depends = {self._token_key}
+        for step in self._steps:
+            if depends.intersection(step.inputs):
+                depends.update(step.outputs)
+        self._decoder = [step for step in self._steps if depends.intersection(step.outputs)]
+        self._encoder = [step for step in self._steps if not depends.intersection(step.outputs)]
+        read = {key for step in self._decoder for key in step.inputs} | {self._output}
+        self._boundary = sorted(read - depends)
+        self._check_decodable(depends)
+
+    def encode(self, sources):
+        """Runs what does not depend on the tokens: dict from name to tensor -> list of tensors, masks attached."""
+        values = {key: sources[name] for name, key in self._source_keys.items()}
+        for step in self._encoder:
+            step.run(values)
+        return [values[key] for key in self._boundary]
+
+    def decode(self, tokens, boundary):
+        """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary]."""
+        values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
+        for step in self._decoder:
+            step.run(values)
+        return values[self._output]
+
+    def consumers(self, name):
+        """The operations that read the input called `name`."""
+        key = self._token_key if name == self.token_input else self._source_keys[name]
+        return [step.operation for step in self._steps if key in step.inputs]
+
+    def decoder_layers(self):
+        """All layers in the half that depends on the tokens."""
+        return [layer for step in self._decoder for layer in step.layers()]
+
+    def _key(self, scope, x):
+        self._kept.append(x)
+        return f"{'/'.join(map(str, scope))}:{id(x)}"
+
+    def _open(self, model, scope, alias):
+        """Appends the steps of `model`, with those of the models nested in it, and returns the keys of its outputs."""
+
+        def resolve(x):
+            key = self._key(scope, x)
+            return alias.get(key, key)
+
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                inputs = [resolve(x) for x in node.input_tensors]
+                inner = _functional(node.operation)
+                if inner is None:
+                    outputs = [self._key(scope, x) for x in node.outputs]
+                    self._steps.append(Step(node.operation, node, inputs, outputs))
+                    continue
+                inner_scope = (*scope, id(node))
+                given = keras.tree.flatten(
+                    node.arguments.args[0] if node.arguments.args else node.arguments.kwargs["inputs"]
+                )
+                inner_alias = {self._key(inner_scope, x): resolve(y) for x, y in zip(inner.inputs, given, strict=True)}
+                results = self._open(inner, inner_scope, inner_alias)
+                alias.update({self._key(scope, x): key for x, key in zip(node.outputs, results, strict=True)})
+        return [resolve(x) for x in model.outputs]
+
+    def _find_token_input(self, keys):
+        made_by = {key: step for step in self._steps for key in step.outputs}
+        names = {key: name for name, key in keys.items()}
+        found = set()
+        for step in self._steps:
+            if any(isinstance(layer, MultiHeadSelfAttention) and layer.causal for layer in step.layers()):
+                # The first tensor of a block is its sequence; what else goes in is context.
+                open_keys = [step.inputs[0]]
+                while open_keys:
+                    key = open_keys.pop()
+                    if key in names:
+                        found.add(names[key])
+                    elif key in made_by:
+                        open_keys.extend(made_by[key].inputs)
+        dtypes = {x.name: keras.backend.standardize_dtype(x.dtype) for x in self.model.inputs}
+        tokens = sorted(name for name in found if "int" in dtypes[name])
+        if len(tokens) > 1:
+            tokens = [name for name in tokens if name in ("target_ids", "token_ids")] or tokens
+        if len(tokens) != 1:
+            raise ValueError(
+                "`model` must have exactly one integer input that reaches a causal MultiHeadSelfAttention (as in a "
+                f"DecoderBlock); received one with {tokens or 'none'}, among the inputs {sorted(keys)}."
+            )
+        return tokens[0]
+
+    def _check_decodable(self, depends):
+        for layer in self.decoder_layers():
+            mixes = isinstance(layer, MIXING_LAYERS)
+            if mixes or (isinstance(layer, MultiHeadSelfAttention) and not layer.causal):
+                raise ValueError(
+                    f"`model` cannot be decoded token by token: `{layer.name}` ({type(layer).__name__}) reads later "
+                    f"or all positions of what comes from `{self.token_input}`. Use causal attention on its side."
+                )
+        if self._output not in depends:
+            raise ValueError(f"The output of `model` does not depend on its tokens, the input `{self.token_input}`.")
+
+
+def _functional(operation):
+    """The functional graph that an operation consists of, or None."""
+    if isinstance(operation, keras.Sequential):
+        return operation._functional
+    return operation if isinstance(operation, keras.Model) and hasattr(operation, "_nodes_by_depth") else None
+
+
+def _logits_index(model):
+    if len(model.outputs) == 1:
+        return 0
+    if isinstance(model.output, dict) and "logits" in model.output:
+        return next(i for i, x in enumerate(model.outputs) if x is model.output["logits"])
+    raise ValueError(
+        "`model` must have one output, or a dict of outputs with 'logits' in it; received the outputs "
+        f"{[x.name for x in model.outputs]}."
+    )

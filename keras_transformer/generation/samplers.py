@@ -1,0 +1,146 @@
+"""How the next token is chosen. A sampler knows nothing of models: only scores, and a function that gives the next."""
+
+import keras
+from keras import ops
+
+
+class TokenSampler:
+    """One sequence a row, one token a step: what greedy decoding and sampling share.
+
+    Subclasses choose a token for each row in `choose`.
+    """
+
+    def choose(self, logits, seed):
+        """Tokens `[B]` for logits `[B, vocabulary]`; `seed` is a `keras.random.SeedGenerator` of this step."""
+        raise NotImplementedError
+
+    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
+        """Generates `max_new_tokens` tokens after a prompt.
+
+        Args:
+            step: function of tokens `[B]`, their number in the sequence (0 for the first new one) and a cache, to the
+                logits `[B, vocabulary]` for the next tokens and the new cache.
+            logits: float tensor `[B, vocabulary]`, for the first new token.
+            cache: nested dict of tensors with rows along axis 0.
+            max_new_tokens: int.
+            end_id: int or None. The token after which a row has ended.
+            pad_id: int. What fills a row after its end.
+            seed: scalar int tensor.
+
+        Returns:
+            int32 tensor `[B, max_new_tokens]`.
+        """
+        rows = ops.shape(logits)[0]
+
+        def append(i, logits, tokens, ended):
+            chosen = ops.cast(self.choose(logits, StepSeed(seed, i)), "int32")
+            chosen = ops.where(ended, ops.cast(pad_id, "int32"), chosen)
+            tokens = ops.slice_update(tokens, (0, i), ops.expand_dims(chosen, 1))
+            return chosen, tokens, ended if end_id is None else ops.logical_or(ended, chosen == end_id)
+
+        def unfinished(i, token, tokens, ended, cache):
+            return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(ended)))
+
+        def next_token(i, token, tokens, ended, cache):
+            logits, cache = step(token, i - 1, cache)
+            return (i + 1, *append(i, logits, tokens, ended), cache)
+
+        tokens = ops.full((rows, max_new_tokens), pad_id, dtype="int32")
+        first = append(ops.convert_to_tensor(0, "int32"), logits, tokens, ops.zeros((rows,), "bool"))
+        state = (ops.convert_to_tensor(1, "int32"), *first, cache)
+        return ops.while_loop(unfinished, next_token, state)[2]
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class Greedy(TokenSampler):
+    """Takes the most probable token at each step.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.transformer(20, 20, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    >>> generator = kt.generation.Generator(model, start_id=1, end_id=2, sampler=kt.generation.Greedy())
+    >>> generator.generate({"source_ids": [[5, 6, 7], [8]]}, max_new_tokens=4).shape
+    (2, 4)
+    """
+
+    def choose(self, logits, seed):
+        return ops.argmax(logits, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class Sampling(TokenSampler):
+    """Draws each token from the model's distribution, sharpened and cut off as asked, in this order.
+
+    Args:
+        temperature: float. Logits are divided by it: below 1 favours the probable tokens.
+        top_k: int. Only the `top_k` most probable tokens can be drawn; None for all.
+        top_p: float. Only the most probable tokens can be drawn, as few as have `top_p` of the probability together
+            (nucleus sampling); None for all.
+        seed: int. The same seed draws the same tokens; None for new ones in each call.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Reference: [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), section 3.1.
+
+    Example:
+
+    >>> import keras_transformer as kt
+    >>> kt.generation.Sampling(temperature=0.8, top_k=40, seed=1).get_config()
+    {'temperature': 0.8, 'top_k': 40, 'top_p': None, 'seed': 1}
+    """
+
+    def __init__(self, temperature=1.0, top_k=None, top_p=None, seed=None):
+        if temperature <= 0:
+            raise ValueError(
+                f"`temperature` must be positive; received {temperature}. For no randomness use `Greedy()`."
+            )
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1; received top_k={top_k}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must be greater than 0 and at most 1; received top_p={top_p}.")
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.seed = seed
+
+    def choose(self, logits, seed):
+        logits = self.cut(logits / self.temperature)
+        uniform = keras.random.uniform(ops.shape(logits), minval=1e-20, maxval=1.0, dtype="float32", seed=seed)
+        # The largest of logits with Gumbel noise is a draw from their softmax.
+        return ops.argmax(logits - ops.log(-ops.log(uniform)), axis=-1)
+
+    def cut(self, logits):
+        """Logits `[B, vocabulary]` with those of tokens that cannot be drawn at -1e30."""
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = ops.top_k(logits, self.top_k)[0][:, -1:]
+            logits = ops.where(logits < least, -1e30, logits)
+        if self.top_p is not None:
+            descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
+            probabilities = ops.softmax(descending, axis=-1)
+            before = ops.cumsum(probabilities, axis=-1) - probabilities
+            least = ops.min(ops.where(before < self.top_p, descending, float("inf")), axis=-1, keepdims=True)
+            logits = ops.where(logits < least, -1e30, logits)
+        return logits
+
+    def get_config(self):
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+
+
+class StepSeed(keras.random.SeedGenerator):
+    """The seed of one step: made from tensors, so that a compiled loop draws anew at each step."""
+
+    def __init__(self, seed, step):
+        self._seeds = (seed, step)
+
+    def next(self, ordered=True):
+        dtype = "uint32" if keras.backend.backend() == "jax" else "int64"
+        return ops.stack([ops.cast(x, dtype) for x in self._seeds])
