@@ -1,5 +1,6 @@
 """Layers to import into your own Keras models."""
 
+from keras_transformer.layers.activations import gelu_tanh, quick_gelu, relu_squared
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
 from keras_transformer.layers.embedding import PositionalEmbedding
@@ -16,4 +17,7 @@ __all__ = [
     "PositionalEmbedding",
     "RelativePositionBias",
     "RotaryEmbedding",
+    "gelu_tanh",
+    "quick_gelu",
+    "relu_squared",
 ]
