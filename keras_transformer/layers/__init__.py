@@ -2,19 +2,24 @@
 
 from keras_transformer.layers.activations import gelu_tanh, quick_gelu, relu_squared
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
+from keras_transformer.layers.bias import Bias
 from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
 from keras_transformer.layers.embedding import PositionalEmbedding
 from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
 
 __all__ = [
     "AlibiBias",
+    "Bias",
     "CrossAttention",
     "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
     "MultiHeadSelfAttention",
+    "PatchEmbedding",
     "PositionalEmbedding",
+    "PrefixTokens",
     "RelativePositionBias",
     "RotaryEmbedding",
     "gelu_tanh",

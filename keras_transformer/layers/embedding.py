@@ -20,6 +20,9 @@ class PositionalEmbedding(keras.layers.Layer):
             `"learned"`, a trained vector for each position.
         max_length: int. Number of positions of a learned table; sinusoidal positions have no limit unless it is given.
         scale: float. Factor of the embeddings before positions are added; the original paper takes `dim ** 0.5`.
+        offset: int. The first position is number `offset`: a learned table has this many rows in front, which no
+            position reads. RoBERTa and BART take 2.
+        interleaved: boolean. Whether sines and cosines take turns, or all sines come first (Marian).
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -30,8 +33,9 @@ class PositionalEmbedding(keras.layers.Layer):
         Tensor of shape `[B, T, dim]`.
 
     Raises:
-        ValueError: if `kind` is unknown, a learned table has no `max_length`, or the input is longer than `max_length`.
-            With a length that TensorFlow only knows at run time this is an `InvalidArgumentError`.
+        ValueError: if `kind` is unknown, a learned table has no `max_length`, `offset` is negative, or the input is
+            longer than `max_length`. With a length that TensorFlow only knows at run time this is an
+            `InvalidArgumentError`.
 
     Reference: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.5.
 
@@ -43,22 +47,26 @@ class PositionalEmbedding(keras.layers.Layer):
     [0.841, 0.54, 0.01, 1.0]
     """
 
-    def __init__(self, kind="sinusoidal", max_length=None, scale=1.0, **kwargs):
+    def __init__(self, kind="sinusoidal", max_length=None, scale=1.0, offset=0, interleaved=True, **kwargs):
         super().__init__(**kwargs)
         if kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}; received kind={kind!r}.")
         if max_length is None and kind == "learned":
             raise ValueError("`max_length` must be given for learned positions: it is the size of their table.")
+        if offset < 0:
+            raise ValueError(f"`offset` must be the number of the first position, 0 or more; received offset={offset}.")
         self.kind = kind
         self.max_length = max_length
         self.scale = scale
+        self.offset = offset
+        self.interleaved = interleaved
         self.supports_masking = True
 
     def build(self, input_shape):
         if self.kind == "learned":
             self.position_table = self.add_weight(
                 name="position_table",
-                shape=(self.max_length, input_shape[-1]),
+                shape=(self.max_length + self.offset, input_shape[-1]),
                 initializer=keras.initializers.RandomNormal(stddev=0.02),
             )
 
@@ -66,12 +74,14 @@ class PositionalEmbedding(keras.layers.Layer):
         positions = self._positions(x, mask)  # [T], or [B, T] where rows are padded
         if self.kind == "learned":
             table = ops.convert_to_tensor(self.position_table)
+            rows = self.max_length
             if scopes.decoding() is None:  # XLA drops the check of an unknown length; a slice too long fails there too.
                 # The length is that of the positions, so that the slice waits for their check.
-                table = ops.slice(table, (0, 0), (ops.shape(positions)[-1], x.shape[-1]))
+                rows = ops.shape(positions)[-1]
+            table = ops.slice(table, (self.offset, 0), (rows, x.shape[-1]))
             encoded = ops.take(table, positions, axis=0)
         else:
-            encoded = sinusoids(positions, x.shape[-1])
+            encoded = sinusoids(positions + self.offset, x.shape[-1], self.interleaved)
         scaled = x if self.scale == 1.0 else x * ops.cast(self.scale, x.dtype)
         return scaled + ops.cast(encoded, x.dtype)
 
@@ -110,12 +120,20 @@ class PositionalEmbedding(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), "kind": self.kind, "max_length": self.max_length, "scale": self.scale}
+        return {
+            **super().get_config(),
+            "kind": self.kind,
+            "max_length": self.max_length,
+            "scale": self.scale,
+            "offset": self.offset,
+            "interleaved": self.interleaved,
+        }
 
 
-def sinusoids(positions, dim):
-    """Sine and cosine of each position at `dim / 2` wavelengths, side by side: `[..., dim]` for positions `[...]`."""
+def sinusoids(positions, dim, interleaved=True):
+    """Sine and cosine of positions `[...]` at `dim / 2` wavelengths, `[..., dim]`: side by side or in two halves."""
     frequencies = ops.convert_to_tensor(10000.0 ** -(np.arange(0, dim, 2) / dim), "float32")
     angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
-    pairs = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)  # [..., ceil(dim / 2), 2]
+    # [..., ceil(dim / 2), 2] or [..., 2, ceil(dim / 2)]
+    pairs = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1 if interleaved else -2)
     return ops.reshape(pairs, (*ops.shape(angles)[:-1], -1))[..., :dim]

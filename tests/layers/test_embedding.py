@@ -1,10 +1,11 @@
 import keras
 import numpy as np
 import pytest
-from harness import as_numpy, lengths, random
+from harness import as_numpy, compiled, lengths, random
 from keras import ops
 
 from keras_transformer.layers import PositionalEmbedding
+from keras_transformer.scopes import DecodingScope
 
 X = random(2, 6, 8)
 
@@ -17,6 +18,18 @@ def sinusoids(positions, dim):
             angle = position / 10000 ** (2 * (i // 2) / dim)
             table[row, i] = np.sin(angle) if i % 2 == 0 else np.cos(angle)
     return table
+
+
+@pytest.mark.parametrize("dim", [2, 7, 8])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_sines_may_come_before_the_cosines(dim, offset):
+    x = random(2, 20, dim)
+    table = sinusoids(range(offset, 20 + offset), dim)
+    halves = np.concatenate([table[:, 0::2], table[:, 1::2]], axis=-1)
+    output = as_numpy(PositionalEmbedding(interleaved=False, offset=offset)(x))
+    np.testing.assert_allclose(output, x + halves, atol=1e-5)
+    side_by_side = as_numpy(PositionalEmbedding(offset=offset)(x))
+    np.testing.assert_allclose(side_by_side, x + table, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [2, 7, 8, 64])
@@ -33,6 +46,33 @@ def test_learned_positions_are_rows_of_the_table(scale):
     output = as_numpy(layer(X))
     assert [weight.path for weight in layer.weights] == ["positions/position_table"]
     np.testing.assert_allclose(output, scale * X + as_numpy(layer.position_table)[:6], atol=1e-6)
+
+
+def test_an_offset_leaves_rows_in_front_and_max_length_counts_positions():
+    layer = PositionalEmbedding("learned", 6, offset=2)
+    output = as_numpy(layer(X))
+    table = as_numpy(layer.position_table)
+    assert table.shape == (8, 8)
+    np.testing.assert_allclose(output, X + table[2:], atol=1e-6)
+    with pytest.raises(ValueError, match="max_length=6; received length 7"):
+        layer(random(2, 7, 8))
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_decoding_goes_on_behind_the_offset(kind, jit):
+    layer = PositionalEmbedding(kind, 6, offset=3, interleaved=kind == "learned")
+    whole = as_numpy(layer(X))
+
+    def step(x, index):
+        with DecodingScope(index=index, max_length=6):
+            return layer(x)
+
+    step = compiled(step) if jit else step
+    for index in range(6):
+        piece = ops.convert_to_tensor(X[:, index : index + 1])
+        output = as_numpy(step(piece, ops.convert_to_tensor(index, dtype="int32")))
+        np.testing.assert_allclose(output, whole[:, index : index + 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned"])

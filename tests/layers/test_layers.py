@@ -11,12 +11,15 @@ from harness import check_layer, lengths, random
 import keras_transformer as kt
 from keras_transformer.layers import (
     AlibiBias,
+    Bias,
     CrossAttention,
     DecoderBlock,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
+    PatchEmbedding,
     PositionalEmbedding,
+    PrefixTokens,
     RelativePositionBias,
     RotaryEmbedding,
     gelu_tanh,
@@ -44,6 +47,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddi
 BUCKETS = {"num_buckets": 8, "max_distance": 16}
 
 SELF = {"x": X}
+CONTEXT_ALONE = {"x": CONTEXT}
 CROSS = {"x": X, "context": CONTEXT}
 BIAS_OF = {heads: (1, heads, 5, 5) for heads in range(1, 13)}
 
@@ -180,6 +184,26 @@ CASES = [
     (PositionalEmbedding, {"kind": "learned", "max_length": 9}, SELF),
     (PositionalEmbedding, {"kind": "learned", "max_length": 5, "scale": 2.0}, SELF),
     (PositionalEmbedding, {"kind": "learned", "max_length": 6}, {"x": X, "mask": MASK[:, ::-1]}),
+    (PositionalEmbedding, {"interleaved": False, "offset": 3}, {"x": random(2, 5, 7)}),
+    (PositionalEmbedding, {"kind": "learned", "max_length": 5, "offset": 2}, {"x": X, "mask": MASK}),
+    (Bias, {}, SELF),
+    (Bias, {"initializer": "ones"}, {"x": random(3, 4)}),
+    (Bias, {"initializer": keras.initializers.RandomNormal(stddev=0.5, seed=1)}, {"x": random(2, 3, 5, 6)}),
+    (Bias, {"initializer": "glorot_uniform"}, {"x": random(4, 7)}),
+    (Bias, {"initializer": keras.initializers.Constant(-2.0)}, SELF),
+    (Bias, {"trainable": False}, SELF),
+    (PatchEmbedding, {"patch_size": 2, "dim": 5}, {"x": random(2, 4, 6, 3)}, (2, 6, 5)),
+    (PatchEmbedding, {"patch_size": [3, 2], "dim": 8}, {"x": random(2, 6, 4, 1)}, (2, 4, 8)),
+    (PatchEmbedding, {"patch_size": 4, "dim": 3, "use_bias": False}, {"x": random(2, 8, 8, 3)}, (2, 4, 3)),
+    (PatchEmbedding, {"patch_size": 1, "dim": 4}, {"x": random(1, 3, 2, 2)}, (1, 6, 4)),
+    (PatchEmbedding, {"patch_size": (5, 3), "dim": 6}, {"x": random(3, 5, 3, 4)}, (3, 1, 6)),
+    (PatchEmbedding, {"patch_size": 2, "dim": 16, "use_bias": False}, {"x": random(1, 2, 8, 3)}, (1, 4, 16)),
+    (PrefixTokens, {}, SELF, (2, 6, 8)),
+    (PrefixTokens, {"count": 2}, SELF, (2, 7, 8)),
+    (PrefixTokens, {"count": 4}, {"x": random(3, 1, 6)}, (3, 5, 6)),
+    (PrefixTokens, {"count": 5}, {"x": random(1, 3, 4)}, (1, 8, 4)),
+    (PrefixTokens, {"count": 1}, {"x": random(4, 2, 3)}, (4, 3, 3)),
+    (PrefixTokens, {"count": 3}, CONTEXT_ALONE, (2, 10, 12)),
     (RotaryEmbedding, {}, {"x": HEADS}),
     (RotaryEmbedding, {"base": 500.0, "dim": 4}, {"x": HEADS}),
     (RotaryEmbedding, {"interleaved": True}, {"x": HEADS, "positions": np.array([3, 4, 7, 8, 11], "int32")}),
