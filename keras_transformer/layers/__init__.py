@@ -8,9 +8,11 @@ from keras_transformer.layers.embedding import PositionalEmbedding
 from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
+from keras_transformer.layers.softmax import AttentionSinks, SoftCap
 
 __all__ = [
     "AlibiBias",
+    "AttentionSinks",
     "Bias",
     "CrossAttention",
     "DecoderBlock",
@@ -22,6 +24,7 @@ __all__ = [
     "PrefixTokens",
     "RelativePositionBias",
     "RotaryEmbedding",
+    "SoftCap",
     "gelu_tanh",
     "quick_gelu",
     "relu_squared",

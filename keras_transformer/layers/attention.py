@@ -5,6 +5,7 @@ from keras_transformer import scopes
 from keras_transformer.layers.checks import check_explicit, check_rate, check_width
 from keras_transformer.layers.cloning import clone_layer
 from keras_transformer.layers.position import PositionEncoding
+from keras_transformer.layers.softmax import AttentionSoftmax
 from keras_transformer.ops import check_mask, dot_product_attention, make_attention_mask
 
 PROJECTIONS = ("query", "key", "value", "output")
@@ -12,6 +13,8 @@ PROJECTIONS = ("query", "key", "value", "output")
 
 class Attention(keras.layers.Layer):
     """What self-attention and cross-attention share: projections, heads, and the way through the attention function."""
+
+    softmax = None
 
     def __init__(self, num_heads, head_dim, num_key_value_heads, query_key_norm, use_bias, scale, dropout, **kwargs):
         super().__init__(**kwargs)
@@ -81,6 +84,7 @@ class Attention(keras.layers.Layer):
             bias=bias,
             scale=self.scale,
             dropout=self.weights_dropout if training and self.dropout else None,
+            softmax=None if self.softmax is None else self.softmax.to_weights,
             return_weights=recording is not None,
         )
         if recording is not None:
@@ -139,6 +143,7 @@ class MultiHeadSelfAttention(Attention):
         use_bias: boolean, or a list of the projections with a bias out of `"query"`, `"key"`, `"value"`, `"output"`.
         scale: float. Factor of the scores; by default `head_dim ** -0.5`.
         dropout: float between 0 and 1. Dropout of the attention weights.
+        softmax: `SoftCap`, `AttentionSinks` or None: how scores become weights, by default the softmax alone.
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -181,6 +186,7 @@ class MultiHeadSelfAttention(Attention):
         use_bias=True,
         scale=None,
         dropout=0.0,
+        softmax=None,
         **kwargs,
     ):
         super().__init__(num_heads, head_dim, num_key_value_heads, query_key_norm, use_bias, scale, dropout, **kwargs)
@@ -194,12 +200,16 @@ class MultiHeadSelfAttention(Attention):
                 "`position` must be a `RotaryEmbedding`, `RelativePositionBias` or `AlibiBias`, which attention "
                 f"applies itself; received {position!r}."
             )
-        position_heads = getattr(self.position, "num_heads", num_heads)
-        if position_heads != num_heads:
-            raise ValueError(
-                f"`position` must be made for the {num_heads} heads of the attention; received one for "
-                f"{position_heads}."
-            )
+        if softmax is not None:
+            self.softmax = clone_layer(softmax, "softmax", self.dtype_policy, "softmax")
+        if not isinstance(self.softmax, AttentionSoftmax | None):
+            raise ValueError(f"`softmax` must be a `SoftCap` or `AttentionSinks`; received {softmax!r}.")
+        for name, part in (("position", self.position), ("softmax", self.softmax)):
+            heads = getattr(part, "num_heads", num_heads)
+            if heads != num_heads:
+                raise ValueError(
+                    f"`{name}` must be made for the {num_heads} heads of the attention; received one for {heads}."
+                )
 
     def build(self, x_shape):
         self.build_projections(x_shape, x_shape)
@@ -207,6 +217,8 @@ class MultiHeadSelfAttention(Attention):
             self.position.check_width(self.query.units // self.num_heads)
             if not self.position.built:
                 self.position.build(x_shape)
+        if self.softmax is not None and not self.softmax.built:
+            self.softmax.build((x_shape[0], self.num_heads, x_shape[1], x_shape[1]))
 
     def call(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
         mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
@@ -265,6 +277,7 @@ class MultiHeadSelfAttention(Attention):
             "sliding_window": self.sliding_window,
             "position": None if self.position is None else keras.saving.serialize_keras_object(self.position),
             **shared,
+            "softmax": None if self.softmax is None else keras.saving.serialize_keras_object(self.softmax),
         }
 
 

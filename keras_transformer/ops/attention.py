@@ -7,7 +7,16 @@ KERNELS = ("auto", "plain", "fused")
 
 
 def dot_product_attention(
-    query, key, value, mask=None, bias=None, scale=None, dropout=None, kernel="auto", return_weights=False
+    query,
+    key,
+    value,
+    mask=None,
+    bias=None,
+    scale=None,
+    dropout=None,
+    softmax=None,
+    kernel="auto",
+    return_weights=False,
 ):
     """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
 
@@ -23,6 +32,8 @@ def dot_product_attention(
         bias: float tensor added to the scaled scores, of shape `[B|1, H|1, T, S]`, or None.
         scale: float. Default `D ** -0.5`.
         dropout: function applied to the weights (a `keras.layers.Dropout` in training), or None.
+        softmax: function `(scores, mask)` to weights, where scores `[B, H, T, S]` have the bias in them already and the
+            mask is one that broadcasts to them, or None; by default `masked_softmax`. Only the plain kernel takes it.
         kernel: `"plain"`, written out in `keras.ops`, the reference; `"fused"`, the backend's own kernel; or `"auto"`,
             the fused kernel where it is the faster one (JAX and torch) and can do what is asked for.
         return_weights: boolean. Whether to also return the attention weights (only the plain kernel has them).
@@ -53,9 +64,11 @@ def dot_product_attention(
             "The number of query heads must be a multiple of the number of key-value heads; received "
             f"{query.shape[1]} query heads and {key.shape[1]} key-value heads."
         )
-    needs_weights = dropout is not None or return_weights
+    needs_weights = dropout is not None or softmax is not None or return_weights
     if kernel == "fused" and needs_weights:
-        raise ValueError("`kernel='fused'` never holds the weights: it has neither `dropout` nor `return_weights`.")
+        raise ValueError(
+            "`kernel='fused'` never holds the weights: it has neither `dropout` nor `return_weights` nor `softmax`."
+        )
     if scale is None:
         scale = query.shape[-1] ** -0.5
     if mask is not None:
@@ -64,7 +77,7 @@ def dot_product_attention(
         mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask  # [B|1, H|1, T|1, S]
     if not needs_weights and (kernel == "fused" or (kernel == "auto" and _fused_is_faster())):
         return _fused(query, key, value, mask, bias, scale)
-    output, weights = _plain(query, key, value, mask, bias, scale, dropout)
+    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax or masked_softmax)
     if mask is not None:  # The softmax of a row without any key is uniform: it shall be 0.
         attends = ops.any(mask, axis=-1, keepdims=True)
         output = ops.where(attends, output, ops.zeros_like(output))
@@ -72,7 +85,18 @@ def dot_product_attention(
     return (output, weights) if return_weights else output
 
 
-def _plain(query, key, value, mask, bias, scale, dropout):
+def masked_softmax(scores, mask):
+    """Softmax over the last axis of the scores that `mask` allows; uniform where it allows none."""
+    # Keras warns of a softmax over one entry, which a first token by itself is.
+    return ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(hide_masked(scores, mask), axis=-1)
+
+
+def hide_masked(scores, mask):
+    """Scores of float32 at least, so low where `mask` is False that a softmax gives them exactly 0."""
+    return scores if mask is None else ops.where(mask, scores, ops.cast(-1e30, scores.dtype))
+
+
+def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     batch, heads, length, _ = ops.shape(query)
     key_heads, key_length = key.shape[1], ops.shape(key)[2]
     score_dtype = keras.backend.result_type(query.dtype, "float32")
@@ -85,11 +109,7 @@ def _plain(query, key, value, mask, bias, scale, dropout):
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), score_dtype)  # [B, H, T, S]
     if bias is not None:
         scores = scores + ops.cast(bias, score_dtype)
-    if mask is not None:
-        scores = ops.where(mask, scores, ops.cast(-1e30, score_dtype))
-    # Keras warns of a softmax over one entry, which a first token by itself is.
-    weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
-    weights = ops.cast(weights, value.dtype)
+    weights = ops.cast(softmax(scores, mask), value.dtype)
     dropped = weights if dropout is None else dropout(weights)
     output = ops.matmul(ops.reshape(dropped, (*grouped, key_length)), value)
     return ops.reshape(output, (batch, heads, length, value.shape[3])), weights

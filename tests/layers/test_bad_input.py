@@ -8,6 +8,7 @@ from harness import BACKEND, lengths, random
 import keras_transformer as kt
 from keras_transformer.layers import (
     AlibiBias,
+    AttentionSinks,
     CrossAttention,
     DecoderBlock,
     EncoderBlock,
@@ -18,6 +19,7 @@ from keras_transformer.layers import (
     PrefixTokens,
     RelativePositionBias,
     RotaryEmbedding,
+    SoftCap,
 )
 
 X = random(2, 5, 8)
@@ -38,6 +40,11 @@ CONSTRUCTION = [
     (lambda: MultiHeadSelfAttention(4, position=RelativePositionBias(2)), "4 heads.*for 2"),
     (lambda: MultiHeadSelfAttention(4, position="rotary"), "`position` must be .*'rotary'"),
     (lambda: MultiHeadSelfAttention(4, position=PositionalEmbedding()), "`position` must be .*PositionalEmbedding"),
+    (lambda: MultiHeadSelfAttention(4, softmax=AttentionSinks(2)), "`softmax` must be made for the 4 heads.*for 2"),
+    (lambda: MultiHeadSelfAttention(4, softmax=keras.layers.Softmax()), "`softmax` must be a `SoftCap`.*Softmax"),
+    (lambda: MultiHeadSelfAttention(4, softmax=50.0), "`softmax` must be a Keras layer; received 50.0"),
+    (lambda: SoftCap(0.0), "`cap` must be a positive number.*cap=0.0"),
+    (lambda: AttentionSinks(0), "`num_heads` must be positive; received num_heads=0"),
     (lambda: MultiHeadSelfAttention(4, query_key_norm=True), "`query_key_norm` must be a Keras layer; received True"),
     (lambda: EncoderBlock(2, 16, norm="layer"), "`norm` must be a Keras layer; received 'layer'"),
     (lambda: EncoderBlock(2, 16.5), "`feed_forward` must be .* 16.5"),

@@ -11,6 +11,7 @@ from harness import check_layer, lengths, random
 import keras_transformer as kt
 from keras_transformer.layers import (
     AlibiBias,
+    AttentionSinks,
     Bias,
     CrossAttention,
     DecoderBlock,
@@ -22,6 +23,7 @@ from keras_transformer.layers import (
     PrefixTokens,
     RelativePositionBias,
     RotaryEmbedding,
+    SoftCap,
     gelu_tanh,
     quick_gelu,
     relu_squared,
@@ -34,6 +36,8 @@ CONTEXT_MASK = lengths(4, 7, size=7)
 HEADS = random(2, 2, 5, 8, seed=2)
 PAIRWISE = np.random.default_rng(3).random((2, 5, 5)) < 0.7
 BIAS = random(2, 1, 5, 5, seed=4)
+SCORES = random(2, 2, 5, 5, seed=6)
+SCORES_MASK = np.random.default_rng(7).random((2, 2, 5, 5)) < 0.7
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
@@ -88,6 +92,16 @@ CASES = [
     (
         MultiHeadSelfAttention,
         {"num_heads": 2, "causal": True, "position": RotaryEmbedding(scaling=DYNAMIC)},
+        {"x": X, "mask": MASK},
+    ),
+    (
+        MultiHeadSelfAttention,
+        {"num_heads": 2, "causal": True, "position": RelativePositionBias(2, **BUCKETS), "softmax": SoftCap(1.5)},
+        {"x": X, "mask": MASK[:, ::-1]},
+    ),
+    (
+        MultiHeadSelfAttention,
+        {"num_heads": 4, "num_key_value_heads": 2, "sliding_window": 2, "dropout": 0.3, "softmax": AttentionSinks(4)},
         {"x": X, "mask": MASK},
     ),
     (CrossAttention, {"num_heads": 2}, CROSS),
@@ -217,6 +231,13 @@ CASES = [
     (RelativePositionBias, {"num_heads": 3, "num_buckets": 4, "max_distance": 3}, SELF, BIAS_OF[3]),
     (RelativePositionBias, {"num_heads": 4, "num_buckets": 5, "bidirectional": False}, SELF, BIAS_OF[4]),
     (RelativePositionBias, {"num_heads": 8, "max_distance": 512}, {"x": random(3, 5, 6)}, BIAS_OF[8]),
+    *((SoftCap, {"cap": cap}, {"scores": SCORES}) for cap in (0.5, 1, 30.0)),
+    *((SoftCap, {"cap": cap}, {"scores": SCORES, "mask": SCORES_MASK}) for cap in (0.5, 1, 30.0)),
+    *(
+        (AttentionSinks, {"num_heads": heads}, {"scores": random(2, heads, 5, 5, seed=heads)})
+        for heads in (1, 2, 3, 4, 8)
+    ),
+    (AttentionSinks, {"num_heads": 2}, {"scores": SCORES, "mask": SCORES_MASK}),
     *((AlibiBias, {"num_heads": heads}, SELF, BIAS_OF[heads]) for heads in (1, 2, 3, 4, 8, 12)),
 ]
 

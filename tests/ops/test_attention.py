@@ -245,6 +245,7 @@ def test_dropout_acts_on_the_weights_and_leaves_those_returned_alone():
         ({"kernel": "flash"}, "`kernel` must be one of .*'flash'"),
         ({"kernel": "fused", "return_weights": True}, "neither `dropout` nor `return_weights`"),
         ({"kernel": "fused", "dropout": lambda x: x}, "neither `dropout` nor `return_weights`"),
+        ({"kernel": "fused", "softmax": lambda scores, mask: scores}, "nor `softmax`"),
         ({"key_heads": 3}, "8 query heads and 3 key-value heads"),
     ],
 )
@@ -265,4 +266,5 @@ def test_auto_takes_the_fused_kernel_where_it_is_the_faster_one(monkeypatch):
     monkeypatch.setattr(module, "_fused_is_faster", lambda: True)
     dot_product_attention(*drawn(), dropout=lambda weights: weights)
     dot_product_attention(*drawn(), return_weights=True)
+    dot_product_attention(*drawn(), softmax=lambda scores, mask: scores)
     assert taken == ["fused"]
