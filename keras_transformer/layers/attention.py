@@ -14,8 +14,6 @@ PROJECTIONS = ("query", "key", "value", "output")
 class Attention(keras.layers.Layer):
     """What self-attention and cross-attention share: projections, heads, and the way through the attention function."""
 
-    softmax = None
-
     def __init__(self, num_heads, head_dim, num_key_value_heads, query_key_norm, use_bias, scale, dropout, **kwargs):
         super().__init__(**kwargs)
         key_heads = num_heads if num_key_value_heads is None else num_key_value_heads
@@ -36,7 +34,7 @@ class Attention(keras.layers.Layer):
         self.use_bias = use_bias if isinstance(use_bias, bool) else [name for name in PROJECTIONS if name in use_bias]
         self.scale = scale
         self.dropout = check_rate(dropout, "dropout")
-        self.query_norm = self.key_norm = None
+        self.query_norm = self.key_norm = self.softmax = None
         if query_key_norm is not None:
             self.query_norm = clone_layer(query_key_norm, "query_norm", self.dtype_policy, "query_key_norm")
             self.key_norm = clone_layer(query_key_norm, "key_norm", self.dtype_policy, "query_key_norm")

@@ -95,12 +95,12 @@ def test_a_single_key(kind):
 def test_the_gradient_is_the_slope(kind):
     layer = made(kind)
     scores = random(2, 4, T, S, seed=3)
-    probe = random(2, 4, T, S, seed=4)
+    probe = ops.convert_to_tensor(random(2, 4, T, S, seed=4))
     mask = np.broadcast_to(MASK[:1, None], scores.shape)
     variable = keras.Variable(scores)
     gradient = gradients(lambda: ops.sum(layer.to_weights(variable + 0, mask) * probe), [variable])[0]
     direction = np.where(mask, random(2, 4, T, S, seed=5).astype("float64"), 0)
-    both = [(weights_of(kind, scores + step * direction, mask) * probe).sum() for step in (1e-5, -1e-5)]
+    both = [(weights_of(kind, scores + step * direction, mask) * as_numpy(probe)).sum() for step in (1e-5, -1e-5)]
     np.testing.assert_allclose((gradient * direction).sum(), (both[0] - both[1]) / 2e-5, rtol=1e-3, atol=1e-4)
 
 
