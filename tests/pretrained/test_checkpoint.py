@@ -277,6 +277,40 @@ def test_every_way_of_cutting_a_file_short_is_found(tmp_path):
             Checkpoint(tmp_path)
 
 
+def test_damage_is_judged_as_the_safetensors_library_judges_it(tmp_path):
+    from safetensors import SafetensorError, safe_open
+
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(tmp_path, CONFIGURATION, arrays())
+    whole = path.read_bytes()
+    header_end = 8 + struct.unpack("<Q", whole[:8])[0]
+    digits = [place for place in range(8, header_end) if chr(whole[place]).isdigit()]
+    generator = np.random.default_rng(0)
+    accepted = 0
+    for case in range(900):
+        damaged = bytearray(whole)
+        if case % 3 == 0:  # Another number.
+            damaged[generator.choice(digits)] = generator.choice(list(b"0123456789"))
+        elif case % 3 == 1:  # Another character.
+            damaged[generator.integers(header_end)] = generator.choice(list(b'0123456789,[]{}":-. eFIBU\0\xff'))
+        else:  # A piece lost.
+            place = generator.integers(len(whole))
+            del damaged[place : place + generator.integers(1, 9)]
+        path.write_bytes(damaged)
+        try:
+            with safe_open(path, framework="pt") as file:
+                expected = sorted(file.keys())
+        except SafetensorError:
+            with pytest.raises(ValueError, match=re.escape(str(path))):
+                Checkpoint(tmp_path)
+        else:
+            accepted += 1
+            checkpoint = Checkpoint(tmp_path)
+            assert sorted(checkpoint) == expected
+            assert all(checkpoint[name].shape == checkpoint.shape(name) for name in checkpoint)
+    assert 20 < accepted < 300
+
+
 INDEX = "model.safetensors.index.json"
 BAD_INDEXES = {
     "not JSON": (b"{", ValueError, "must be JSON"),
