@@ -1,11 +1,12 @@
 """Layers to import into your own Keras models."""
 
-from keras_transformer.layers.activations import gelu_tanh, quick_gelu, relu_squared
+from keras_transformer.layers.activations import ClampedSwiGLU, gelu_tanh, quick_gelu, relu_squared
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.layers.bias import Bias
 from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
 from keras_transformer.layers.embedding import PositionalEmbedding
 from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.layers.mixture_of_experts import MixtureOfExperts
 from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
 from keras_transformer.layers.softmax import AttentionSinks, SoftCap
@@ -14,10 +15,12 @@ __all__ = [
     "AlibiBias",
     "AttentionSinks",
     "Bias",
+    "ClampedSwiGLU",
     "CrossAttention",
     "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
+    "MixtureOfExperts",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
     "PositionalEmbedding",

@@ -65,3 +65,74 @@ def relu_squared(x):
     [0.0, 9.0]
     """
     return ops.square(ops.relu(x))
+
+
+class GatedActivation:
+    """What a gated feed-forward layer asks of an activation that is more than a function of the gate.
+
+    A subclass combines `gate` and `up`, two tensors of the same shape, in `__call__(gate, up)`.
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class ClampedSwiGLU(GatedActivation):
+    """The gate of gpt-oss: `(up + 1) * gate * sigmoid(alpha * gate)`, with both kept within a limit first.
+
+    It is the `activation` of a `FeedForward` or `MixtureOfExperts` with `gated=True`.
+
+    Args:
+        alpha: float. Steepness of the sigmoid.
+        limit: float. `gate` is cut off above it, and `up` above it and below its negative.
+
+    Call arguments:
+        gate: float tensor.
+        up: float tensor of the shape of `gate`.
+
+    Returns:
+        Tensor of the shape of `gate`.
+
+    Raises:
+        ValueError: if `limit` is not positive.
+
+    References: [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), equation 5;
+    [gpt-oss](https://arxiv.org/abs/2508.10925), section 2.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> layer = kt.layers.FeedForward(64, kt.layers.ClampedSwiGLU(), gated=True)
+    >>> tuple(layer(np.ones((2, 5, 16), "float32")).shape)
+    (2, 5, 16)
+    """
+
+    def __init__(self, alpha=1.702, limit=7.0):
+        if limit <= 0:
+            raise ValueError(f"`limit` must be a positive number; received limit={limit}.")
+        self.alpha = alpha
+        self.limit = limit
+
+    def __call__(self, gate, up):
+        gate = ops.minimum(gate, ops.cast(self.limit, gate.dtype))
+        return (ops.clip(up, -self.limit, self.limit) + 1) * gate * ops.sigmoid(self.alpha * gate)
+
+    def get_config(self):
+        return {"alpha": self.alpha, "limit": self.limit}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def get_activation(activation, gated):
+    """The function that Keras knows by a name or configuration, refused where it would lack a gate."""
+    function = keras.activations.get(activation)
+    if isinstance(function, GatedActivation) and not gated:
+        raise ValueError(f"`activation={type(function).__name__}` combines two projections, so it needs `gated=True`.")
+    return function
+
+
+def activate(activation, up, gate=None):
+    """The hidden layer that an activation makes of its one projection, or of two where there is a gate."""
+    if gate is None:
+        return activation(up)
+    return activation(gate, up) if isinstance(activation, GatedActivation) else activation(gate) * up

@@ -1,5 +1,6 @@
 import keras
 
+from keras_transformer.layers.activations import activate, get_activation
 from keras_transformer.layers.checks import check_rate
 
 
@@ -10,7 +11,7 @@ class FeedForward(keras.layers.Layer):
     Args:
         hidden_dim: int. Width of the hidden layer.
         activation: str or callable. `"relu"` in the original paper, `"gelu"` in BERT and GPT, `"silu"` with
-            `gated=True` in LLaMA (SwiGLU).
+            `gated=True` in LLaMA (SwiGLU); or one that takes gate and up itself, as `ClampedSwiGLU` does.
         gated: boolean. Whether a second projection gates the hidden layer.
         use_bias: boolean. Whether the projections have biases.
         dropout: float between 0 and 1. Dropout of the hidden layer.
@@ -24,7 +25,7 @@ class FeedForward(keras.layers.Layer):
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `hidden_dim` is not positive or `dropout` is not a rate.
+        ValueError: if `hidden_dim` is not positive, `dropout` is not a rate, or `activation` needs a gate.
 
     References: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), equation 2; gated:
     [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), equation 6.
@@ -42,7 +43,7 @@ class FeedForward(keras.layers.Layer):
         if hidden_dim < 1:
             raise ValueError(f"`hidden_dim` must be a positive width; received hidden_dim={hidden_dim}.")
         self.hidden_dim = hidden_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = get_activation(activation, gated)
         self.gated = gated
         self.use_bias = use_bias
         self.dropout = check_rate(dropout, "dropout")
@@ -60,8 +61,7 @@ class FeedForward(keras.layers.Layer):
         self.hidden_dropout = keras.layers.Dropout(self.dropout, name="hidden_dropout", dtype=self.dtype_policy)
 
     def call(self, x, training=None):
-        up = self.up(x)
-        hidden = self.activation(self.gate(x)) * up if self.gated else self.activation(up)
+        hidden = activate(self.activation, self.up(x), self.gate(x) if self.gated else None)
         return self.down(self.hidden_dropout(hidden, training=training))
 
     def compute_output_shape(self, input_shape):
