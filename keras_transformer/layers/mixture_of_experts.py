@@ -155,31 +155,35 @@ class MixtureOfExperts(keras.layers.Layer):
     def _by_chosen(self, tokens, weights, chosen):
         """Each token is computed by its own experts: `[N, dim]`."""
         count = ops.shape(tokens)[0] * self.top_k
-        few = isinstance(count, int) and count <= self.num_experts
-        results = (self._one_by_one if few else self._in_blocks)(tokens, ops.reshape(chosen, (-1,)), count)
+        chosen = ops.reshape(chosen, (-1,))
+        if isinstance(count, int) and count <= self.num_experts:
+            results = self._one_by_one(tokens, chosen)
+        else:
+            results = self._in_blocks(tokens, chosen, count)
         results = ops.reshape(results, (-1, self.top_k, tokens.shape[-1]))  # [N, top_k, dim]
         return ops.sum(results * ops.expand_dims(weights, -1), axis=1)
 
-    def _one_by_one(self, tokens, chosen, count):
+    def _one_by_one(self, tokens, chosen):
         """The result of each token and expert, `[N * top_k, dim]`, from a copy of the expert for each."""
         rows = ops.expand_dims(ops.repeat(tokens, self.top_k, axis=0), 1)  # [N * top_k, 1, dim]
-        experts = [None if part is None else ops.take(part, chosen, axis=0) for part in self._kernels_and_biases()]
-        return ops.squeeze(self._feed_forward(rows, experts), axis=1)
+        return ops.squeeze(self._feed_forward(rows, pick(self._kernels_and_biases(), chosen)), axis=1)
 
     def _in_blocks(self, tokens, chosen, count):
         """The result of each token and expert, `[N * top_k, dim]`, from blocks of tokens that share an expert."""
         size = block_size(count, self.num_experts)
         block_expert, sources, places = make_blocks(chosen, count, self.num_experts, size)
         blocks = ops.take(tokens, sources // self.top_k, axis=0)  # [blocks, size, dim]
-        every = self._kernels_and_biases()
+        experts = self._kernels_and_biases()
 
         def compute(block):
             expert, rows = block
-            return self._feed_forward(
-                rows, [None if part is None else ops.take(part, expert, axis=0) for part in every]
+            return ops.cond(
+                expert >= 0,
+                lambda: self._feed_forward(rows, pick(experts, expert)),
+                lambda: ops.zeros_like(rows),
             )
 
-        results = ops.map(compute, (block_expert, blocks))
+        results = ops.map(compute, (block_expert, blocks))  # [blocks, size, dim]
         return ops.take(ops.reshape(results, (-1, tokens.shape[-1])), places, axis=0)
 
     def _kernels_and_biases(self):
@@ -211,14 +215,22 @@ class MixtureOfExperts(keras.layers.Layer):
         }
 
 
+def pick(experts, chosen):
+    """Of kernels and biases `[experts, ...]`, any of which may be None, those of the `chosen` experts."""
+    return [None if part is None else ops.take(part, chosen, axis=0) for part in experts]
+
+
 def affine(x, kernel, bias):
     y = ops.matmul(x, kernel)
     return y if bias is None else y + ops.expand_dims(bias, -2)
 
 
 def block_size(count, num_experts):
-    """Rows of a block: few enough that the padding of the experts' last blocks does not outweigh the `count` rows."""
-    return min(max(count // num_experts, 8), 128) if isinstance(count, int) else 32
+    """Rows of a block: about those of an expert, so that padding does not outweigh the `count` rows.
+
+    Below 16 the reading of the kernels is what takes the time, and beyond 128 nothing is gained.
+    """
+    return min(max(count // num_experts, 16), 128) if isinstance(count, int) else 32
 
 
 def make_blocks(chosen, count, num_experts, size):
@@ -234,8 +246,9 @@ def make_blocks(chosen, count, num_experts, size):
         size: int.
 
     Returns:
-        Tuple of int32 tensors: the expert of each block, `[blocks]`; the row that stands at each place of each block,
-        `[blocks, size]`; and the place of each row in the blocks one after another, `[count]`.
+        Tuple of int32 tensors: the expert of each block, `[blocks]`, which is -1 where no row needs it; the row that
+        stands at each place of each block, `[blocks, size]`; and the place of each row in the blocks one after
+        another, `[count]`.
     """
     order = ops.cast(ops.argsort(chosen), "int32")  # Row numbers, expert by expert.
     rank = ops.cast(ops.argsort(order), "int32")  # Where each row stands in that order.
@@ -243,11 +256,11 @@ def make_blocks(chosen, count, num_experts, size):
     blocks = (rows + size - 1) // size
     first_row, first_block = ops.cumsum(rows) - rows, ops.cumsum(blocks) - blocks
     numbers = ops.arange((count + num_experts * (size - 1)) // size, dtype="int32")
-    # The last expert whose blocks begin at or before this one; beyond all blocks it is the last expert.
+    # The last expert whose blocks begin at or before this one.
     begun = ops.cast(ops.expand_dims(numbers, 1) >= first_block, "int32")  # [blocks, experts]
     block_expert = ops.sum(begun, axis=1) - 1
     first = ops.take(first_row, block_expert) + (numbers - ops.take(first_block, block_expert)) * size
     places = ops.expand_dims(first, 1) + ops.arange(size, dtype="int32")  # [blocks, size]
     sources = ops.take(order, ops.minimum(places, count - 1))
     shift = ops.take(first_block * size - first_row, chosen)
-    return block_expert, sources, rank + shift
+    return ops.where(numbers < ops.sum(blocks), block_expert, -1), sources, rank + shift

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_transformer.layers import ClampedSwiGLU, DecoderBlock, EncoderBlock, MixtureOfExperts
 from keras_transformer.layers.mixture_of_experts import make_blocks
+from keras_transformer.scopes import DecodingScope
 
 X = random(2, 9, 8)
 
@@ -119,6 +120,8 @@ def test_blocks_hold_every_row_once_and_one_expert_each(experts, size):
         np.testing.assert_array_equal(sources.reshape(-1)[places], np.arange(11))
         np.testing.assert_array_equal(block_expert[places // size], chosen)
         assert len(set(places.tolist())) == 11
+        needed = sum(-(-count // size) for count in np.bincount(chosen))
+        assert (block_expert >= 0).tolist() == [number < needed for number in range(len(block_expert))]
 
 
 @pytest.mark.parametrize("num_experts", [4, 64])
@@ -179,6 +182,17 @@ def test_the_loss_is_trained_in_a_block(block, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(as_numpy(loaded(X)), as_numpy(model(X)))
+
+
+@pytest.mark.parametrize("num_experts", [4, 12])
+def test_decoding_equals_the_whole(num_experts):
+    layer = drawn(DecoderBlock(2, MixtureOfExperts(num_experts, 6)), X.shape)
+    whole, cache = as_numpy(layer(X)), None
+    for index in range(9):
+        with DecodingScope(cache, index=index, max_length=None if cache else 9) as scope:
+            output = layer(X[:, index : index + 1])
+        cache = scope.cache
+        np.testing.assert_allclose(as_numpy(output), whole[:, index : index + 1], atol=1e-4)
 
 
 def test_jitter_acts_on_the_router_in_training_alone():
