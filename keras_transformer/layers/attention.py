@@ -4,6 +4,7 @@ from keras import ops
 from keras_transformer import scopes
 from keras_transformer.layers.checks import check_explicit, check_rate, check_width
 from keras_transformer.layers.cloning import clone_layer
+from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_initializer
 from keras_transformer.layers.position import PositionEncoding
 from keras_transformer.layers.softmax import AttentionSoftmax
 from keras_transformer.ops import check_mask, dot_product_attention, make_attention_mask
@@ -55,7 +56,10 @@ class Attention(keras.layers.Layer):
 
     def _projection(self, name, units, input_shape):
         use_bias = self.use_bias if isinstance(self.use_bias, bool) else name in self.use_bias
-        layer = keras.layers.Dense(units, use_bias=use_bias, name=name, dtype=self.dtype_policy)
+        initializer = kernel_initializer(SCORING if name in ("query", "key") else RESIDUAL)
+        layer = keras.layers.Dense(
+            units, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
+        )
         layer.build(input_shape)
         return layer
 

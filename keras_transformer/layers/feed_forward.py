@@ -2,6 +2,7 @@ import keras
 
 from keras_transformer.layers.activations import activate, get_activation
 from keras_transformer.layers.checks import check_rate
+from keras_transformer.layers.initialization import RESIDUAL, kernel_initializer
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
@@ -50,15 +51,23 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape):
-        options = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
-        self.up = keras.layers.Dense(self.hidden_dim, name="up", **options)
-        self.up.build(input_shape)
+        hidden_shape = (*input_shape[:-1], self.hidden_dim)
+        self.up = self._projection("up", self.hidden_dim, input_shape)
         if self.gated:
-            self.gate = keras.layers.Dense(self.hidden_dim, name="gate", **options)
-            self.gate.build(input_shape)
-        self.down = keras.layers.Dense(input_shape[-1], name="down", **options)
-        self.down.build((*input_shape[:-1], self.hidden_dim))
+            self.gate = self._projection("gate", self.hidden_dim, input_shape)
+        self.down = self._projection("down", input_shape[-1], hidden_shape)
         self.hidden_dropout = keras.layers.Dropout(self.dropout, name="hidden_dropout", dtype=self.dtype_policy)
+
+    def _projection(self, name, units, input_shape):
+        layer = keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            kernel_initializer=kernel_initializer(RESIDUAL),
+            name=name,
+            dtype=self.dtype_policy,
+        )
+        layer.build(input_shape)
+        return layer
 
     def call(self, x, training=None):
         hidden = activate(self.activation, self.up(x), self.gate(x) if self.gated else None)
