@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_transformer.layers.activations import activate, get_activation
+from keras_transformer.layers.initialization import RESIDUAL
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
@@ -105,7 +106,8 @@ class MixtureOfExperts(keras.layers.Layer):
         self.down, self.down_bias = self._expert_weights("down", self.hidden_dim, dim)
 
     def _expert_weights(self, name, inputs, outputs):
-        limit = (6 / (inputs + outputs)) ** 0.5  # Glorot's of one expert: Keras would take the first axis for space.
+        # As a `FeedForward` begins, expert by expert: Keras' own initializer would take the first axis for space.
+        limit = (6 * RESIDUAL / (inputs + outputs)) ** 0.5
         kernel = self.add_weight(
             name=name,
             shape=(self.num_experts, inputs, outputs),

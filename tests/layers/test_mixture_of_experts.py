@@ -6,7 +6,7 @@ import pytest
 from harness import BACKEND, as_numpy, compiled, gradients, lengths, random
 from keras import ops
 
-from keras_transformer.layers import ClampedSwiGLU, DecoderBlock, EncoderBlock, MixtureOfExperts
+from keras_transformer.layers import ClampedSwiGLU, DecoderBlock, EncoderBlock, FeedForward, MixtureOfExperts
 from keras_transformer.layers.mixture_of_experts import make_blocks
 from keras_transformer.scopes import DecodingScope
 
@@ -220,8 +220,18 @@ def test_weights_are_named_after_their_projections():
         "down_bias": (4, 8),
     }
     assert {w.path: tuple(w.shape) for w in layer.weights} == {f"experts/{name}": s for name, s in shapes.items()}
-    spread = as_numpy(layer.up).std()
-    assert 0.8 < spread / (2 / (8 + 6)) ** 0.5 < 1.2  # Glorot's for one expert.
+
+
+def test_experts_begin_as_a_feed_forward_network_does():
+    experts, single = MixtureOfExperts(4, 60), FeedForward(60, gated=True, use_bias=False)
+    for layer in (experts, single):
+        layer.build((None, None, 80))
+    for name in ("up", "gate", "down"):
+        spread, expected = (
+            as_numpy(getattr(experts, name)).std(axis=(1, 2)),
+            as_numpy(getattr(single, name).kernel).std(),
+        )
+        np.testing.assert_allclose(spread, expected, rtol=0.1)
 
 
 @pytest.mark.parametrize("length", [1, 9])
