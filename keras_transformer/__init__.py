@@ -6,9 +6,9 @@ from keras_transformer import generation, layers, models, ops, scopes, training
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("pipelines",)  # These rooms stand on more than keras and numpy.
+_ON_DEMAND = ("pipelines", "pretrained")  # These rooms stand on more than keras and numpy.
 
-__all__ = ["generation", "layers", "models", "ops", "pipelines", "scopes", "training"]
+__all__ = ["generation", "layers", "models", "ops", "pipelines", "pretrained", "scopes", "training"]
 
 
 def __getattr__(name):

@@ -120,7 +120,7 @@ def tensors(inputs):
     return {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
 
 
-def check_layer(layer_class, config, inputs, output_shape=None, no_gradient=("key/bias",)):
+def check_layer(layer_class, config, inputs, output_shape=None, no_gradient=("key/bias", "key_norm/beta")):
     """Puts a layer through everything that any Keras layer is expected to stand.
 
     Args:
@@ -128,8 +128,8 @@ def check_layer(layer_class, config, inputs, output_shape=None, no_gradient=("ke
         config: dict of constructor arguments.
         inputs: dict of call arguments to arrays, in the order of the call's signature.
         output_shape: tuple; by default the shape of the first input.
-        no_gradient: patterns of the paths of weights whose gradient may vanish. A bias of keys alone adds the same to
-            all scores of a query, and the softmax takes it away.
+        no_gradient: patterns of the paths of weights whose gradient may vanish. What is added to all keys alike adds
+            the same to all scores of a query, and the softmax takes it away.
     """
     arrays, inputs = inputs, tensors(inputs)
     layer = layer_class(**config)

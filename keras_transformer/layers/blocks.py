@@ -21,10 +21,14 @@ class ResidualBlock(keras.layers.Layer):
         for name, layer in sublayers.items():
             self.sublayer_names.append(name)
             setattr(self, name, clone_layer(layer, name, self.dtype_policy, name))
-            setattr(self, f"{name}_norm", clone_layer(norm, f"{name}_norm", self.dtype_policy, "norm"))
-            if norm_position == "sandwich":
-                after = f"{name}_post_norm"
-                setattr(self, after, clone_layer(norm, after, self.dtype_policy, "norm"))
+            for norm_name in (
+                (f"{name}_norm", f"{name}_post_norm") if norm_position == "sandwich" else (f"{name}_norm",)
+            ):
+                clone = clone_layer(norm, norm_name, self.dtype_policy, "norm")
+                clone.supports_masking = (
+                    True  # RMSNormalization, which Keras forgot, would warn of a mask that is lost.
+                )
+                setattr(self, norm_name, clone)
         self.norm_position = norm_position
         self.dropout = check_rate(dropout, "dropout")
         self.drop_path = check_rate(drop_path, "drop_path")

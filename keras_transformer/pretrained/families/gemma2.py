@@ -1,0 +1,36 @@
+"""Gemma 2: Gemma with norms on both sides of a sublayer, capped scores and logits, and every other layer windowed."""
+
+from keras_transformer.layers import SoftCap
+from keras_transformer.pretrained.families import gemma, llama
+
+
+def build(fields, task, stored):
+    window = fields.nullable("sliding_window", 4096)
+    score_cap = fields.nullable("attn_logit_softcapping", 50.0)
+    scale = fields.take("query_pre_attn_scalar", default=256) ** -0.5
+    slides = fields.take("layer_types")
+
+    def block(i):
+        windowed = i % 2 == 0 if slides is None else slides[i] == "sliding_attention"
+        attention = gemma.attention(
+            fields,
+            4,
+            scale=scale,
+            sliding_window=window if windowed else None,
+            softmax=None if score_cap is None else SoftCap(score_cap),
+        )
+        feed_forward = llama.feed_forward(fields, name="hidden_activation", default="gelu_pytorch_tanh")
+        return llama.block(fields, i, attention, feed_forward, norm_position="sandwich")
+
+    soft_cap = fields.nullable("final_logit_softcapping", 30.0)
+    return llama.decoder(fields, task, block, tied=True, scale=fields.need("hidden_size") ** 0.5, soft_cap=soft_cap)
+
+
+WEIGHTS = {
+    **llama.WEIGHTS,
+    "decoder_block_{i}/self_attention_post_norm": "layers.{i}.post_attention_layernorm",
+    "decoder_block_{i}/feed_forward_norm": "layers.{i}.pre_feedforward_layernorm",
+    "decoder_block_{i}/feed_forward_post_norm": "layers.{i}.post_feedforward_layernorm",
+}
+
+FAMILY = llama.causal_family("Gemma2", build, gemma.above_one(WEIGHTS))

@@ -1,0 +1,75 @@
+"""What a family of checkpoints is: a builder, and tables of names."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+# `model_type` of a configuration -> the module of the family.
+FAMILIES = {
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "roberta": "roberta",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A recipe: how a configuration becomes a model, and how its weights are called in files.
+
+    Args:
+        build: function `(fields, task, stored)` that returns a functional model; `stored` is the set of the names in
+            the file, without the prefix, for what only they can tell.
+        tasks: dict from the architectures in configurations to tasks.
+        weights: dict from patterns of layer paths to names in the file, without the prefix (see `weights.match`).
+        heads: the same for what stands outside of the base model, and so never has the prefix.
+        prefix: str. What precedes the names of the base model in files of models with a head.
+        tied: dict from tensors that may be in a file besides the one they are tied to, to that one.
+        buffers: patterns of tensors in files (without the prefix) that are computed, not trained.
+        spellings: pairs of a pattern of an older spelling (without the prefix) and its replacement.
+    """
+
+    build: Callable
+    tasks: dict
+    weights: dict
+    heads: dict = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    tied: dict = dataclasses.field(default_factory=dict)
+    buffers: tuple = ()
+    spellings: tuple = ()
+
+
+def find_family(configuration):
+    """The family of a configuration.
+
+    Raises:
+        ValueError: if there is none, with those that there are.
+    """
+    kind = configuration.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"`model_type` must be one of {sorted(FAMILIES)}; received {kind!r}.")
+    return importlib.import_module(f"keras_transformer.pretrained.families.{FAMILIES[kind]}").FAMILY
+
+
+def find_task(family, configuration, task=None):
+    """The task of a checkpoint by its `architectures`, unless one is asked for."""
+    tasks = sorted(set(family.tasks.values()))
+    if task is not None:
+        if task not in tasks:
+            raise ValueError(
+                f"`task` must be one of {tasks} for a {configuration['model_type']} checkpoint; received {task!r}."
+            )
+        return task
+    architectures = configuration.get("architectures") or []
+    known = [family.tasks[name] for name in architectures if name in family.tasks]
+    if not known:
+        raise ValueError(
+            f"`architectures` of a {configuration['model_type']} checkpoint must name one of {sorted(family.tasks)}, "
+            f"or `task` be one of {tasks}; received {architectures}."
+        )
+    return known[0]

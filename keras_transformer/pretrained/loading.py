@@ -1,0 +1,244 @@
+"""From a checkpoint directory to a functional model and back."""
+
+import contextlib
+import re
+import warnings
+
+import keras
+import numpy as np
+
+from keras_transformer.pretrained.checkpoint import Checkpoint, read_json, write_checkpoint
+from keras_transformer.pretrained.family import find_family, find_task
+from keras_transformer.pretrained.fields import Fields
+from keras_transformer.pretrained.weights import match
+
+COMMON_BUFFERS = (r".*\.position_ids", r".*rotary_emb\.(original_)?inv_freq")
+
+
+def load(directory, task=None, dtype=None, allow_pickle=False):
+    """Loads a checkpoint in the Hugging Face layout as a functional model of this library's blocks.
+
+    The model is an ordinary `keras.Model`: train it with `fit`, generate with `kt.generation.Generator`, take it
+    apart, save it as `.keras`. Every field of the configuration is used, known not to matter, or refused; a field that
+    nobody knows is warned of. The weights are read from the mapped file straight into the model's variables, which are
+    never initialized otherwise.
+
+    Inputs are `token_ids` and `padding_mask` [B, T] (1 = real), for BERT also `segment_ids`; models with a head return
+    `logits` as one tensor, others a dict with `hidden_states` [B, T, dim] and, where there is a pooler, `pooled`.
+
+    Args:
+        directory: path of a directory with `config.json` and the weights.
+        task: str. `"bare"`, `"causal_lm"`, `"masked_lm"`, `"sequence_classification"`, `"token_classification"`,
+            `"question_answering"`; by default what the configuration's `architectures` say. `"bare"` leaves the head
+            of a checkpoint away, for a new one.
+        dtype: str or `keras.DTypePolicy`. Of the model; by default the global policy.
+        allow_pickle: boolean. Whether weights may be read from pickle files, with torch's `weights_only`.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the family or architecture is unknown, a field has a value that is not supported, a file is
+            damaged, or tensors are missing, unknown to the family or of the wrong shape: all of them are listed.
+
+    Example:
+
+    >>> import json, numpy as np, keras_transformer as kt
+    >>> from keras_transformer.pretrained.checkpoint import write_checkpoint
+    >>> configuration = {"model_type": "gpt2", "architectures": ["GPT2Model"], "vocab_size": 9, "n_embd": 4,
+    ...                  "n_layer": 0, "n_head": 2, "n_positions": 8}
+    >>> shapes = {"wte.weight": (9, 4), "wpe.weight": (8, 4), "ln_f.weight": (4,), "ln_f.bias": (4,)}
+    >>> tensors = {name: np.ones(shape, "float32") for name, shape in shapes.items()}
+    >>> write_checkpoint("tiny", configuration, tensors)
+    >>> model = kt.pretrained.load("tiny")
+    >>> ids = np.array([[3, 1, 4]])
+    >>> tuple(model({"token_ids": ids, "padding_mask": np.ones_like(ids)})["hidden_states"].shape)
+    (1, 3, 4)
+    """
+    configuration = read_json(directory, "config.json")
+    family = find_family(configuration)
+    task = find_task(family, configuration, task)
+    checkpoint = Checkpoint(directory, allow_pickle)
+    names = {_plain(name, family): name for name in checkpoint}
+    fields = Fields(configuration, configuration["model_type"])
+    with _dtype_policy(dtype), _without_values():
+        model = family.build(fields, task, set(names))
+        fields.warn_of_unknown()
+        places = _places(model, family)
+        _check(model, places, checkpoint, names, family)
+        _check_tied(checkpoint, names, family, places)
+    for variable, stored in places.values():
+        _fill(variable, stored, checkpoint, names)
+    for variable in model.variables:
+        if variable._value is None:
+            variable._deferred_initialize()
+    model.checkpoint_configuration = configuration
+    return model
+
+
+def save(model, directory, configuration=None):
+    """Writes a model as a checkpoint directory that `transformers` reads.
+
+    Args:
+        model: a model that `load` returned, before or after training, or one of the same layers and names.
+        directory: path of the directory: new, or with an earlier save of the same model.
+        configuration: dict that `config.json` is to hold. By default the one that the model was loaded with, which a
+            model reloaded from a `.keras` file no longer knows.
+
+    Raises:
+        ValueError: if the configuration is not known, does not describe the model, or `directory` holds another model.
+
+    Example:
+
+    >>> import keras_transformer as kt
+    >>> kt.pretrained.save(keras.Sequential([keras.layers.Dense(1)]), "elsewhere")
+    Traceback (most recent call last):
+    ...
+    ValueError: `configuration` must be given for a model that `load` did not return: ...
+    """
+    configuration = configuration or getattr(model, "checkpoint_configuration", None)
+    if configuration is None:
+        raise ValueError(
+            "`configuration` must be given for a model that `load` did not return: the dict of a config.json."
+        )
+    configuration = _plain_json(configuration)
+    family = find_family(configuration)
+    task = find_task(family, configuration)
+    places = _places(model, family)
+    prefix = "" if task == "bare" else family.prefix
+    tensors = {}
+    for variable, stored in places.values():
+        name = stored.tensor_name(variable.name)
+        name = name if _is_head(variable, family) else prefix + name
+        value = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
+        if stored.part is None:
+            tensors[name] = np.ascontiguousarray(value if stored.shape is None else value.reshape(stored.shape))
+        else:
+            tensors.setdefault(name, {})[stored.part[0]] = (value, stored.part[2])
+    for name, value in tensors.items():
+        if isinstance(value, dict):
+            pieces = [value[index][0] for index in sorted(value)]
+            tensors[name] = np.concatenate(pieces, axis=value[0][1])
+    kind = keras.backend.standardize_dtype(model.weights[0].dtype)
+    configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
+    write_checkpoint(directory, configuration, tensors)
+
+
+def _plain(name, family):
+    """The name of a tensor without the prefix, in today's spelling."""
+    name = name.removeprefix(family.prefix)
+    for pattern, replacement in family.spellings:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _places(model, family):
+    """For each weight of the model, by its path: the variable, and how it stands in the file."""
+    variables = {variable.path: variable for variable in model.weights}
+    layers = sorted({path.rsplit("/", 1)[0] for path in variables})
+    entries = match(layers, {**family.weights, **family.heads})
+    return {path: (variable, entries[path.rsplit("/", 1)[0]]) for path, variable in variables.items()}
+
+
+def _is_head(variable, family):
+    path = variable.path.rsplit("/", 1)[0]
+    try:
+        match([path], family.heads)
+    except KeyError:
+        return False
+    return True
+
+
+def _check(model, places, checkpoint, names, family):
+    """Lists all tensors that are missing, unknown or of the wrong shape."""
+    problems, expected = [], set()
+    for variable, stored in places.values():
+        name = stored.tensor_name(variable.name)
+        expected.add(name)
+        wanted = stored.file_shape(tuple(variable.shape), variable.name)
+        if name not in names:
+            problems.append(f"missing: {name} {wanted or tuple(variable.shape)}")
+            continue
+        shape = checkpoint.shape(names[name])
+        same_size = wanted is None and np.prod(shape) == np.prod(variable.shape)
+        if not same_size and shape != wanted:
+            problems.append(f"wrong shape: {names[name]} {shape}, where {wanted or tuple(variable.shape)} is expected")
+    tied = {_plain(name, family) for name in family.tied}
+    buffers = [re.compile(pattern) for pattern in (*COMMON_BUFFERS, *family.buffers)]
+    others = [name for name in names if name not in expected | tied and not any(x.fullmatch(name) for x in buffers)]
+    known = [re.compile(_pattern_of(entry)) for entry in {**family.weights, **family.heads}.values()]
+    of_other_tasks = [name for name in others if any(pattern.fullmatch(name) for pattern in known)]
+    unknown = [name for name in others if name not in of_other_tasks]
+    problems.extend(f"unexpected: {names[name]} {checkpoint.shape(names[name])}" for name in sorted(unknown))
+    if problems:
+        raise ValueError(
+            f"The weights in {checkpoint.directory} do not fit its configuration:\n  " + "\n  ".join(sorted(problems))
+        )
+    if of_other_tasks:
+        warnings.warn(
+            f"These weights in {checkpoint.directory} belong to no part of the model as it is loaded, and are left "
+            f"away: {sorted(of_other_tasks)}.",
+            stacklevel=3,
+        )
+
+
+def _pattern_of(entry):
+    name, is_exact = (entry, False) if isinstance(entry, str) else (entry.name, entry.exact)
+    pattern = re.sub(r"\\\{\w\\\}", r"\\d+", re.escape(name))
+    return pattern if is_exact else rf"{pattern}\.(weight|bias)"
+
+
+def _check_tied(checkpoint, names, family, places):
+    """A tensor that the configuration ties to another may stand in the file as well, if it says the same."""
+    used = {stored.tensor_name(variable.name) for variable, stored in places.values()}
+    for name, other in family.tied.items():
+        plain, target = _plain(name, family), _plain(other, family)
+        if plain in names and plain not in used and target in names:
+            if not np.array_equal(checkpoint[names[plain]], checkpoint[names[target]]):
+                raise ValueError(
+                    f"`tie_word_embeddings` says that {name} is {other}, but they differ in {checkpoint.directory}. "
+                    "Correct the configuration."
+                )
+
+
+def _fill(variable, stored, checkpoint, names):
+    name = names[stored.tensor_name(variable.name)]
+    value = stored.to_ours(checkpoint[name], tuple(variable.shape), variable.name)
+    if not np.isfinite(value).all():
+        warnings.warn(f"{name} in {checkpoint.directory} has values that are not finite.", stacklevel=3)
+    variable._initializer = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype)
+    variable._deferred_initialize()
+
+
+@contextlib.contextmanager
+def _dtype_policy(dtype):
+    before = keras.config.dtype_policy()
+    try:
+        if dtype is not None:
+            keras.config.set_dtype_policy(dtype)
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _without_values():
+    """Variables made here have a shape and no value, which they get from the file.
+
+    Keras collects them, to be initialized when its scope ends: what was collected here is taken out again.
+    """
+    state = keras.src.backend.common.global_state
+    waiting = list(state.get_global_attribute("uninitialized_variables", []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        state.set_global_attribute("uninitialized_variables", waiting)
+
+
+def _plain_json(value):
+    """Dicts and lists as they were before Keras tracked them."""
+    if isinstance(value, dict):
+        return {name: _plain_json(part) for name, part in value.items()}
+    return [_plain_json(part) for part in value] if isinstance(value, list | tuple) else value
