@@ -1,3 +1,5 @@
+import inspect
+
 import keras
 
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
@@ -29,6 +31,8 @@ class ResidualBlock(keras.layers.Layer):
                     True  # RMSNormalization, which Keras forgot, would warn of a mask that is lost.
                 )
                 setattr(self, norm_name, clone)
+        # Experts leave padding out of their loss; most feed-forwards take each position by itself and know no mask.
+        self.feed_forward_takes_mask = "mask" in inspect.signature(self.feed_forward.call).parameters
         self.norm_position = norm_position
         self.dropout = check_rate(dropout, "dropout")
         self.drop_path = check_rate(drop_path, "drop_path")
@@ -62,6 +66,10 @@ class ResidualBlock(keras.layers.Layer):
             y = y * keras.ops.cast(getattr(self, f"{name}_scale"), y.dtype)
         y = self.path_dropout(self.residual_dropout(y, training=training), training=training)
         return norm(x + y) if self.norm_position == "post" else x + y
+
+    def residual_feed_forward(self, x, mask, training):
+        masks = {"mask": mask} if self.feed_forward_takes_mask else {}
+        return self.residual(x, "feed_forward", training, **masks)
 
     def shared_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -140,7 +148,7 @@ class EncoderBlock(ResidualBlock):
         mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
         extra = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
         x = self.residual(x, "self_attention", training, **extra)
-        return self.residual(x, "feed_forward", training)
+        return self.residual_feed_forward(x, mask, training)
 
     def compute_output_spec(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
         _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias)
@@ -243,7 +251,7 @@ class DecoderBlock(ResidualBlock):
         x = self.residual(x, "self_attention", training, **extra)
         if self.cross_attention is not None:
             x = self.residual(x, "cross_attention", training, context=context, context_mask=context_mask)
-        return self.residual(x, "feed_forward", training)
+        return self.residual_feed_forward(x, mask, training)
 
     def compute_output_spec(
         self,

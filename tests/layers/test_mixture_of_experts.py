@@ -184,6 +184,20 @@ def test_the_loss_is_trained_in_a_block(block, tmp_path):
     np.testing.assert_array_equal(as_numpy(loaded(X)), as_numpy(model(X)))
 
 
+@pytest.mark.parametrize("block", [EncoderBlock, DecoderBlock])
+def test_a_block_keeps_padding_out_of_the_loss(block):
+    mask = lengths(9, 4, size=9)
+    padding = random(2, 9, 8, seed=3) * ~mask[..., None]
+    layer = drawn(block(2, MixtureOfExperts(4, 6, load_balancing=1.0)), X.shape)
+    losses = []
+    for x in (X, X + 5 * padding):
+        layer(x, mask=mask, training=True)
+        losses.append(as_numpy(layer.losses[0]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    layer(X, training=True)
+    assert abs(as_numpy(layer.losses[0]) - losses[0]) > 1e-3
+
+
 @pytest.mark.parametrize("num_experts", [4, 12])
 def test_decoding_equals_the_whole(num_experts):
     layer = drawn(DecoderBlock(2, MixtureOfExperts(num_experts, 6)), X.shape)
