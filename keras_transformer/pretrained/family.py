@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 # `model_type` of a configuration -> the module of the family.
 FAMILIES = {
+    "bart": "bart",
     "bert": "bert",
     "distilbert": "distilbert",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gpt2": "gpt2",
+    "gpt_oss": "gpt_oss",
     "llama": "llama",
+    "marian": "marian",
     "mistral": "mistral",
+    "mixtral": "mixtral",
     "qwen2": "qwen2",
     "roberta": "roberta",
+    "t5": "t5",
 }
 
 
@@ -45,7 +50,7 @@ class Family:
 
 
 def find_family(configuration):
-    """The family of a configuration.
+    """The family of a configuration: its module's `FAMILY`, or what `family` makes where names depend on fields.
 
     Raises:
         ValueError: if there is none, with those that there are.
@@ -53,7 +58,8 @@ def find_family(configuration):
     kind = configuration.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"`model_type` must be one of {sorted(FAMILIES)}; received {kind!r}.")
-    return importlib.import_module(f"keras_transformer.pretrained.families.{FAMILIES[kind]}").FAMILY
+    module = importlib.import_module(f"keras_transformer.pretrained.families.{FAMILIES[kind]}")
+    return module.FAMILY if hasattr(module, "FAMILY") else module.family(configuration)
 
 
 def find_task(family, configuration, task=None):

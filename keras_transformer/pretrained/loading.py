@@ -107,19 +107,19 @@ def save(model, directory, configuration=None):
     task = find_task(family, configuration)
     places = _places(model, family)
     prefix = "" if task == "bare" else family.prefix
-    tensors = {}
+    tensors, partial = {}, {}
     for variable, stored in places.values():
-        name = stored.tensor_name(variable.name)
-        name = name if _is_head(variable, family) else prefix + name
-        value = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
-        if stored.part is None:
-            tensors[name] = np.ascontiguousarray(value if stored.shape is None else value.reshape(stored.shape))
-        else:
-            tensors.setdefault(name, {})[stored.part[0]] = (value, stored.part[2])
-    for name, value in tensors.items():
-        if isinstance(value, dict):
-            pieces = [value[index][0] for index in sorted(value)]
-            tensors[name] = np.concatenate(pieces, axis=value[0][1])
+        start = "" if _is_head(variable, family) else prefix
+        values = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
+        for name, value in zip(stored.tensor_names(variable.name, tuple(variable.shape)), values, strict=True):
+            if stored.part is None:
+                value = value if stored.shape is None else value.reshape(stored.shape)
+                tensors[start + name] = np.ascontiguousarray(value)
+            else:
+                parts = partial.setdefault(start + name, (stored, {}))[1]
+                parts[stored.part[0]] = value
+    for name, (stored, parts) in partial.items():
+        tensors[name] = stored.whole([parts[index] for index in sorted(parts)])
     kind = keras.backend.standardize_dtype(model.weights[0].dtype)
     configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
     write_checkpoint(directory, configuration, tensors)
@@ -136,15 +136,13 @@ def _plain(name, family):
 def _places(model, family):
     """For each weight of the model, by its path: the variable, and how it stands in the file."""
     variables = {variable.path: variable for variable in model.weights}
-    layers = sorted({path.rsplit("/", 1)[0] for path in variables})
-    entries = match(layers, {**family.weights, **family.heads})
-    return {path: (variable, entries[path.rsplit("/", 1)[0]]) for path, variable in variables.items()}
+    entries = match(sorted(variables), {**family.weights, **family.heads})
+    return {path: (variable, entries[path]) for path, variable in variables.items()}
 
 
 def _is_head(variable, family):
-    path = variable.path.rsplit("/", 1)[0]
     try:
-        match([path], family.heads)
+        match([variable.path], family.heads)
     except KeyError:
         return False
     return True
@@ -154,16 +152,16 @@ def _check(model, places, checkpoint, names, family):
     """Lists all tensors that are missing, unknown or of the wrong shape."""
     problems, expected = [], set()
     for variable, stored in places.values():
-        name = stored.tensor_name(variable.name)
-        expected.add(name)
         wanted = stored.file_shape(tuple(variable.shape), variable.name)
-        if name not in names:
-            problems.append(f"missing: {name} {wanted or tuple(variable.shape)}")
-            continue
-        shape = checkpoint.shape(names[name])
-        same_size = wanted is None and np.prod(shape) == np.prod(variable.shape)
-        if not same_size and shape != wanted:
-            problems.append(f"wrong shape: {names[name]} {shape}, where {wanted or tuple(variable.shape)} is expected")
+        for name in stored.tensor_names(variable.name, tuple(variable.shape)):
+            expected.add(name)
+            if name not in names:
+                problems.append(f"missing: {name} {wanted or tuple(variable.shape)}")
+                continue
+            shape, ours = checkpoint.shape(names[name]), tuple(variable.shape)
+            same_size = wanted is None and np.prod(shape) == np.prod(ours)
+            if not same_size and shape != wanted:
+                problems.append(f"wrong shape: {names[name]} {shape}, where {wanted or ours} is expected")
     tied = {_plain(name, family) for name in family.tied}
     buffers = [re.compile(pattern) for pattern in (*COMMON_BUFFERS, *family.buffers)]
     others = [name for name in names if name not in expected | tied and not any(x.fullmatch(name) for x in buffers)]
@@ -185,13 +183,13 @@ def _check(model, places, checkpoint, names, family):
 
 def _pattern_of(entry):
     name, is_exact = (entry, False) if isinstance(entry, str) else (entry.name, entry.exact)
-    pattern = re.sub(r"\\\{\w\\\}", r"\\d+", re.escape(name))
+    pattern = re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name))
     return pattern if is_exact else rf"{pattern}\.(weight|bias)"
 
 
 def _check_tied(checkpoint, names, family, places):
     """A tensor that the configuration ties to another may stand in the file as well, if it says the same."""
-    used = {stored.tensor_name(variable.name) for variable, stored in places.values()}
+    used = {name for x, stored in places.values() for name in stored.tensor_names(x.name, tuple(x.shape))}
     for name, other in family.tied.items():
         plain, target = _plain(name, family), _plain(other, family)
         if plain in names and plain not in used and target in names:
@@ -203,10 +201,11 @@ def _check_tied(checkpoint, names, family, places):
 
 
 def _fill(variable, stored, checkpoint, names):
-    name = names[stored.tensor_name(variable.name)]
-    value = stored.to_ours(checkpoint[name], tuple(variable.shape), variable.name)
+    shape = tuple(variable.shape)
+    own = [names[name] for name in stored.tensor_names(variable.name, shape)]
+    value = stored.to_ours([checkpoint[name] for name in own], shape, variable.name)
     if not np.isfinite(value).all():
-        warnings.warn(f"{name} in {checkpoint.directory} has values that are not finite.", stacklevel=3)
+        warnings.warn(f"{own[0]} in {checkpoint.directory} has values that are not finite.", stacklevel=3)
     variable._initializer = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype)
     variable._deferred_initialize()
 

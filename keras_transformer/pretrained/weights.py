@@ -15,7 +15,14 @@ PARAMETERS = {
     "embeddings": "weight",
     "position_table": "weight",
     "bias_table": "weight",
+    "up": "weight",
+    "gate": "weight",
+    "down": "weight",
+    "up_bias": "bias",
+    "gate_bias": "bias",
+    "down_bias": "bias",
 }
+KERNELS = ("kernel", "up", "gate", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +30,38 @@ class Stored:
     """How the weights of one of our layers stand in a file.
 
     Args:
-        name: str. Name of the module, as in the file; `{i}` stands for a number, as in our path.
+        name: str. Name of the module, as in the file; `{i}` stands for a number, as in our path. With `{expert}` it
+            stands for one module after the other, which are stacked along the first axis of ours.
         exact: boolean. Whether `name` is that of a tensor, not of a module with a weight and a bias.
         transposed: boolean. Whether a kernel stands as (out, in), as in torch's `Linear`.
         part: None, or which one of how many equal parts along which axis of the tensor: (index, count, axis).
+        interleaved: boolean. Whether the parts take turns, and do not follow each other.
         offset: float. What our values have more than the file's.
-        shape: None, or that of an exact tensor, with -1 for a size that follows from the others.
+        shape: None, or that of an exact tensor that has another shape than ours, with -1 for a size that follows.
     """
 
     name: str
     exact: bool = False
     transposed: bool = True
     part: tuple | None = None
+    interleaved: bool = False
     offset: float = 0.0
     shape: tuple | None = None
 
-    def tensor_name(self, variable):
-        return self.name if self.exact else f"{self.name}.{PARAMETERS[variable]}"
+    @property
+    def stacked(self):
+        return "{expert}" in self.name
+
+    def tensor_names(self, variable, shape):
+        """Names of the tensors that hold a variable of `shape`: one for each expert, or a single one."""
+        name = self.name if self.exact else f"{self.name}.{PARAMETERS[variable]}"
+        return [name.format(expert=i) for i in range(shape[0])] if self.stacked else [name]
 
     def file_shape(self, shape, variable):
-        """Shape of the tensor that holds a variable of `shape`; None where any with as many numbers will do."""
-        if self.exact:
+        """Shape of each tensor for a variable of `shape`; None where any with as many numbers will do."""
+        if self.shape is not None:
             return None
+        shape = shape[1:] if self.stacked else shape
         shape = self._turned(np.empty(shape, "bool"), variable).shape
         if self.part is not None:
             _, count, axis = self.part
@@ -52,25 +69,41 @@ class Stored:
             shape = (*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
         return shape
 
-    def to_ours(self, tensor, shape, variable):
-        """What the variable is to hold, of `shape`, from the tensor of the file."""
+    def to_ours(self, tensors, shape, variable):
+        """What the variable is to hold, of `shape`, from the tensors of the file."""
+        if self.stacked:
+            return np.stack([self._to_ours(tensor, shape[1:], variable) for tensor in tensors])
+        return self._to_ours(tensors[0], shape, variable)
+
+    def _to_ours(self, tensor, shape, variable):
         if self.part is not None:
             index, count, axis = self.part
-            tensor = np.split(tensor, count, axis)[index]
-        if self.exact:
+            if self.interleaved:
+                tensor = np.moveaxis(np.moveaxis(tensor, axis, 0)[index::count], 0, axis)
+            else:
+                tensor = np.split(tensor, count, axis)[index]
+        tensor = self._turned(tensor, variable, back=True)
+        if self.shape is not None:
             tensor = tensor.reshape(shape)
-        else:
-            tensor = self._turned(tensor, variable, back=True)
         return tensor + np.asarray(self.offset, tensor.dtype) if self.offset else tensor
 
     def to_file(self, value, variable):
-        """The tensor of the file, or the part of it, that holds `value`."""
+        """The tensors of the file, or the parts of them, that hold `value`, in the order of their names."""
         value = value - np.asarray(self.offset, value.dtype) if self.offset else value
-        return value if self.exact else self._turned(value, variable)
+        return [self._turned(each, variable) for each in (value if self.stacked else [value])]
+
+    def whole(self, parts):
+        """The tensor that has these parts, in their order."""
+        axis = self.part[2]
+        if not self.interleaved:
+            return np.concatenate(parts, axis)
+        axis %= parts[0].ndim
+        shape = parts[0].shape
+        return np.stack(parts, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
     def _turned(self, value, variable, back=False):
         """A kernel of Keras, (..., in, out), in torch's order (out, in, ...), or back."""
-        if variable != "kernel" or not self.transposed:
+        if variable not in KERNELS or self.exact or not self.transposed:
             return value
         axes = range(value.ndim)
         if back:
@@ -83,17 +116,18 @@ def packed(name, index, count=3, axis=0, transposed=True):
     return Stored(name, part=(index, count, axis), transposed=transposed)
 
 
-def exact(name, shape):
+def exact(name, shape=None, **options):
     """A tensor by itself, of the same numbers as ours in the same order; -1 stands for one size of its `shape`."""
-    return Stored(name, exact=True, shape=shape)
+    return Stored(name, exact=True, shape=shape, **options)
 
 
 def match(paths, table):
-    """Finds for each layer path the entry of a table, with the numbers filled in.
+    """Finds for each variable the entry of a table, with the numbers filled in.
 
     Args:
-        paths: list of str. Paths of layers.
-        table: dict from pattern to `Stored` or str; `{i}` and `{j}` stand for numbers.
+        paths: list of str. Paths of variables.
+        table: dict from pattern to `Stored` or str; `{i}` and `{j}` stand for numbers. A pattern is one of paths of
+            layers, or of variables where a layer's own are stored differently.
 
     Returns:
         dict from path to `Stored`.
@@ -107,10 +141,11 @@ def match(paths, table):
     ]
     found = {}
     for path in paths:
-        fits = ((pattern.fullmatch(path), value) for pattern, value in patterns)
+        layer = path.rsplit("/", 1)[0]
+        fits = ((pattern.fullmatch(path) or pattern.fullmatch(layer), value) for pattern, value in patterns)
         fit, value = next(((fit, value) for fit, value in fits if fit), (None, None))
         if fit is None:
             raise KeyError(path)
         stored = Stored(value) if isinstance(value, str) else value
-        found[path] = dataclasses.replace(stored, name=stored.name.format(**fit.groupdict()))
+        found[path] = dataclasses.replace(stored, name=stored.name.format(expert="{expert}", **fit.groupdict()))
     return found
