@@ -25,12 +25,14 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
 
     Inputs are `token_ids` and `padding_mask` [B, T] (1 = real), for BERT also `segment_ids`; models with a head return
     `logits` as one tensor, others a dict with `hidden_states` [B, T, dim] and, where there is a pooler, `pooled`.
+    Encoder-decoder models take `source_ids` and `source_padding_mask` [B, S] and `target_ids` [B, T]; without a head
+    they return the encoder's result as `context` [B, S, dim] beside the decoder's `hidden_states`.
 
     Args:
         directory: path of a directory with `config.json` and the weights.
-        task: str. `"bare"`, `"causal_lm"`, `"masked_lm"`, `"sequence_classification"`, `"token_classification"`,
-            `"question_answering"`; by default what the configuration's `architectures` say. `"bare"` leaves the head
-            of a checkpoint away, for a new one.
+        task: str. `"bare"`, `"causal_lm"`, `"masked_lm"`, `"seq2seq"`, `"sequence_classification"`,
+            `"token_classification"`, `"question_answering"`; by default what the configuration's `architectures` say.
+            `"bare"` leaves the head of a checkpoint away, for a new one.
         dtype: str or `keras.DTypePolicy`. Of the model; by default the global policy.
         allow_pickle: boolean. Whether weights may be read from pickle files, with torch's `weights_only`.
 
@@ -66,6 +68,7 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
         model = family.build(fields, task, set(names))
         fields.warn_of_unknown()
         places = _places(model, family)
+        _take_from_tied(names, family, places)
         _check(model, places, checkpoint, names, family)
         _check_tied(checkpoint, names, family, places)
     for variable, stored in places.values():
@@ -113,8 +116,7 @@ def save(model, directory, configuration=None):
         values = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
         for name, value in zip(stored.tensor_names(variable.name, tuple(variable.shape)), values, strict=True):
             if stored.part is None:
-                value = value if stored.shape is None else value.reshape(stored.shape)
-                tensors[start + name] = np.ascontiguousarray(value)
+                tensors[start + name] = np.asarray(stored.shaped(value), order="C")
             else:
                 parts = partial.setdefault(start + name, (stored, {}))[1]
                 parts[stored.part[0]] = value
@@ -187,9 +189,22 @@ def _pattern_of(entry):
     return pattern if is_exact else rf"{pattern}\.(weight|bias)"
 
 
+def _used(places):
+    return {name for x, stored in places.values() for name in stored.tensor_names(x.name, tuple(x.shape))}
+
+
+def _take_from_tied(names, family, places):
+    """Where tied tensors stand in the file once, that may be under another of their names."""
+    used = _used(places)
+    for name, other in family.tied.items():
+        plain, target = _plain(name, family), _plain(other, family)
+        if target in used and target not in names and plain in names and plain not in used:
+            names[target] = names[plain]
+
+
 def _check_tied(checkpoint, names, family, places):
     """A tensor that the configuration ties to another may stand in the file as well, if it says the same."""
-    used = {name for x, stored in places.values() for name in stored.tensor_names(x.name, tuple(x.shape))}
+    used = _used(places)
     for name, other in family.tied.items():
         plain, target = _plain(name, family), _plain(other, family)
         if plain in names and plain not in used and target in names:
