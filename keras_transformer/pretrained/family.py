@@ -20,6 +20,7 @@ FAMILIES = {
     "qwen2": "qwen2",
     "roberta": "roberta",
     "t5": "t5",
+    "whisper": "whisper",
 }
 
 
