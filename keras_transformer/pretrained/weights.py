@@ -37,7 +37,8 @@ class Stored:
         part: None, or which one of how many equal parts along which axis of the tensor: (index, count, axis).
         interleaved: boolean. Whether the parts take turns, and do not follow each other.
         offset: float. What our values have more than the file's.
-        shape: None, or that of an exact tensor that has another shape than ours, with -1 for a size that follows.
+        shape: None, or that of an exact tensor that has another shape than ours, with -1 for a size that follows and
+            `...` for all sizes of ours.
     """
 
     name: str
@@ -101,6 +102,12 @@ class Stored:
         shape = parts[0].shape
         return np.stack(parts, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
+    def shaped(self, value):
+        """A tensor of the file in its shape there."""
+        if self.shape is None:
+            return value
+        return value.reshape([size for part in self.shape for size in (value.shape if part is ... else (part,))])
+
     def _turned(self, value, variable, back=False):
         """A kernel of Keras, (..., in, out), in torch's order (out, in, ...), or back."""
         if variable not in KERNELS or self.exact or not self.transposed:
@@ -119,6 +126,12 @@ def packed(name, index, count=3, axis=0, transposed=True):
 def exact(name, shape=None, **options):
     """A tensor by itself, of the same numbers as ours in the same order; -1 stands for one size of its `shape`."""
     return Stored(name, exact=True, shape=shape, **options)
+
+
+def inside(module, table):
+    """The table of a model that is one module of a larger one."""
+    entries = {path: Stored(entry) if isinstance(entry, str) else entry for path, entry in table.items()}
+    return {path: dataclasses.replace(entry, name=f"{module}.{entry.name}") for path, entry in entries.items()}
 
 
 def match(paths, table):
