@@ -6,6 +6,7 @@ from keras_transformer.layers.bias import Bias
 from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
 from keras_transformer.layers.embedding import PositionalEmbedding
 from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.layers.logit_scale import LogitScale
 from keras_transformer.layers.mixture_of_experts import MixtureOfExperts
 from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
@@ -20,6 +21,7 @@ __all__ = [
     "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
+    "LogitScale",
     "MixtureOfExperts",
     "MultiHeadSelfAttention",
     "PatchEmbedding",

@@ -8,6 +8,10 @@ from collections.abc import Callable
 FAMILIES = {
     "bart": "bart",
     "bert": "bert",
+    "clip": "clip",
+    "clip_text_model": "clip_text",
+    "clip_vision_model": "clip_vision",
+    "deit": "deit",
     "distilbert": "distilbert",
     "gemma": "gemma",
     "gemma2": "gemma2",
@@ -20,6 +24,7 @@ FAMILIES = {
     "qwen2": "qwen2",
     "roberta": "roberta",
     "t5": "t5",
+    "vit": "vit",
     "whisper": "whisper",
 }
 
