@@ -43,6 +43,7 @@ class Family:
         tied: dict from tensors that may be in a file besides the one they are tied to, to that one.
         buffers: patterns of tensors in files (without the prefix) that are computed, not trained.
         spellings: pairs of a pattern of an older spelling (without the prefix) and its replacement.
+        unpack: function from the checkpoint to a mapping of floats like it, where files may pack weights.
     """
 
     build: Callable
@@ -53,6 +54,7 @@ class Family:
     tied: dict = dataclasses.field(default_factory=dict)
     buffers: tuple = ()
     spellings: tuple = ()
+    unpack: Callable | None = None
 
 
 def find_family(configuration):

@@ -26,13 +26,20 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     Inputs are `token_ids` and `padding_mask` [B, T] (1 = real), for BERT also `segment_ids`; models with a head return
     `logits` as one tensor, others a dict with `hidden_states` [B, T, dim] and, where there is a pooler, `pooled`.
     Encoder-decoder models take `source_ids` and `source_padding_mask` [B, S] and `target_ids` [B, T]; without a head
-    they return the encoder's result as `context` [B, S, dim] beside the decoder's `hidden_states`.
+    they return the encoder's result as `context` [B, S, dim] beside the decoder's `hidden_states`. Whisper takes
+    `features` [B, frames, mels] in place of the source, of just as many frames as it has positions for.
+
+    Models of images take `images` [B, height, width, channels], of the size in the configuration and already
+    normalized. CLIP's models return `image_embedding` [images, dim] and `text_embedding` [texts, dim] as `transformers`
+    does: of unit length, beside `logits_per_image` [images, texts], where both are in the model, and just projected
+    where one is.
 
     Args:
         directory: path of a directory with `config.json` and the weights.
         task: str. `"bare"`, `"causal_lm"`, `"masked_lm"`, `"seq2seq"`, `"sequence_classification"`,
-            `"token_classification"`, `"question_answering"`; by default what the configuration's `architectures` say.
-            `"bare"` leaves the head of a checkpoint away, for a new one.
+            `"token_classification"`, `"question_answering"`, `"image_classification"`, for DeiT also
+            `"distilled_image_classification"`, for an encoder of CLIP also `"projection"`; by default what the
+            configuration's `architectures` say. `"bare"` leaves the head of a checkpoint away, for a new one.
         dtype: str or `keras.DTypePolicy`. Of the model; by default the global policy.
         allow_pickle: boolean. Whether weights may be read from pickle files, with torch's `weights_only`.
 
@@ -62,6 +69,7 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     family = find_family(configuration)
     task = find_task(family, configuration, task)
     checkpoint = Checkpoint(directory, allow_pickle)
+    checkpoint = checkpoint if family.unpack is None else family.unpack(checkpoint)
     names = {_plain(name, family): name for name in checkpoint}
     fields = Fields(configuration, configuration["model_type"])
     with _dtype_policy(dtype), _without_values():
@@ -76,7 +84,8 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     for variable in model.variables:
         if variable._value is None:
             variable._deferred_initialize()
-    model.checkpoint_configuration = configuration
+    # What is saved is not packed, however it was stored.
+    model.checkpoint_configuration = {n: value for n, value in configuration.items() if n != "quantization_config"}
     return model
 
 

@@ -157,13 +157,21 @@ def test_what_is_refused(tmp_path):
     configuration, tensors = read_json(tmp_path, "config.json"), dict(Checkpoint(tmp_path))
     layer = "model.layers.0.mlp.experts"
     cases = {
-        r"stored as floats here; received quantization_config.quant_method='mxfp4'": (
-            {"quantization_config": {"quant_method": "mxfp4"}},
+        r"`quantization_config.quant_method` of a gpt_oss .* must be 'mxfp4' here; received 'awq'": (
+            {"quantization_config": {"quant_method": "awq"}},
             tensors,
         ),
-        r"2 packed tensors \['layers.0.mlp.experts.down_proj_blocks', ": (
+        r"down_proj_blocks in .* must come with model.layers.0.mlp.experts.down_proj_scales, which is missing": (
             {},
-            {**tensors, **{f"{layer}.down_proj_{part}": np.zeros(2, "uint8") for part in ("blocks", "scales")}},
+            {**tensors, f"{layer}.down_proj_blocks": np.zeros((4, 32, 2, 16), "uint8")},
+        ),
+        r"received \[\(4, 32, 2, 16\), \(4, 32, 1\)\] of \['uint8', 'uint8'\]": (
+            {},
+            {
+                **tensors,
+                f"{layer}.down_proj_blocks": np.zeros((4, 32, 2, 16), "uint8"),
+                f"{layer}.down_proj_scales": np.zeros((4, 32, 1), "uint8"),
+            },
         ),
         r"`layer_types` of a gpt_oss checkpoint .* each of its 2 layers; received \['chunked": (
             {"layer_types": ["chunked_attention", "full_attention"]},
@@ -178,6 +186,33 @@ def test_what_is_refused(tmp_path):
         write_checkpoint(tmp_path / str(i), {**configuration, **changes}, held)
         with pytest.raises(ValueError, match=message):
             kt.pretrained.load(tmp_path / str(i))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_packed_experts_are_those_that_transformers_unpacks(tmp_path):
+    import transformers
+
+    make(*GPT_OSS, tmp_path / "floats")
+    tensors, random = dict(Checkpoint(tmp_path / "floats")), np.random.default_rng(3)
+    for name in [name for name in tensors if name.endswith("_proj")]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        # All 256 bytes, and exponents that make for weights of ordinary size.
+        tensors[f"{name}_blocks"] = random.integers(0, 256, (experts, outputs, inputs // 32, 16)).astype("uint8")
+        tensors[f"{name}_scales"] = random.integers(120, 126, (experts, outputs, inputs // 32)).astype("uint8")
+    configuration = {**read_json(tmp_path / "floats", "config.json"), "quantization_config": {"quant_method": "mxfp4"}}
+    write_checkpoint(tmp_path / "packed", configuration, tensors)
+    kind = transformers.GptOssForCausalLM
+    options = {"quantization_config": transformers.Mxfp4Config(dequantize=True), "dtype": "float32"}
+    reference = kind.from_pretrained(tmp_path / "packed", **options).eval()
+    model = kt.pretrained.load(tmp_path / "packed")
+    batch = text_batch(reference, "right")
+    real = batch["padding_mask"].astype(bool)
+    assert_close(logits_of(model, batch), theirs(reference, batch), real)
+    kt.pretrained.save(model, tmp_path / "ours")
+    assert "quantization_config" not in read_json(tmp_path / "ours", "config.json")
+    again = kind.from_pretrained(tmp_path / "ours").eval()
+    assert_close(theirs(again, batch), theirs(reference, batch), real, 1e-6)
+    assert set(Checkpoint(tmp_path / "ours")) == set(Checkpoint(tmp_path / "floats"))
 
 
 def test_each_expert_is_checked(tmp_path):

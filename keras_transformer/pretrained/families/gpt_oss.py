@@ -1,12 +1,14 @@
 """gpt-oss: a decoder of experts with biases throughout, sinks in attention, and every other block windowed.
 
-Files that keep the experts in MXFP4, as the released ones do, are refused: `transformers` can load such a checkpoint
-with `dequantize=True` and save it as floats.
+Files that keep the experts in MXFP4, as the released ones do, are read; what is saved are floats.
 """
+
+import dataclasses
 
 from keras_transformer.layers import AttentionSinks, ClampedSwiGLU
 from keras_transformer.pretrained.families import llama
 from keras_transformer.pretrained.families.mixtral import experts
+from keras_transformer.pretrained.mxfp4 import Unpacked
 from keras_transformer.pretrained.weights import exact
 
 DEFAULTS = {
@@ -33,7 +35,7 @@ LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
 def build(fields, task, stored):
-    _refuse_quantized(fields, stored)
+    _check_packing(fields)
     fields.values = {**DEFAULTS, **fields.values}
     if fields.take("rope_parameters", "rope_scaling") is None:
         fields.values["rope_parameters"] = ROPE
@@ -69,14 +71,11 @@ def _layer_types(fields):
     return types
 
 
-def _refuse_quantized(fields, stored):
-    method = (fields.take("quantization_config") or {}).get("quant_method")
-    packed = sorted(name for name in stored if name.endswith(("_blocks", "_scales")))
-    if method is not None or packed:
+def _check_packing(fields):
+    method = fields.take("quantization_config", default={}).get("quant_method")
+    if method not in (None, "mxfp4"):
         raise ValueError(
-            "The weights of a gpt_oss checkpoint must be stored as floats here; received "
-            f"quantization_config.quant_method={method!r} and {len(packed)} packed tensors {packed[:2]}. Load it in "
-            "transformers with `Mxfp4Config(dequantize=True)`, and save it again."
+            f"`quantization_config.quant_method` of a gpt_oss checkpoint must be 'mxfp4' here; received {method!r}."
         )
 
 
@@ -87,18 +86,21 @@ def _taking_turns(name, index):
 
 EXPERTS = "layers.{i}.mlp.experts"
 
-FAMILY = llama.causal_family(
-    "GptOss",
-    build,
-    {
-        **llama.WEIGHTS,
-        "decoder_block_{i}/self_attention/softmax": exact("layers.{i}.self_attn.sinks"),
-        "decoder_block_{i}/feed_forward/router": "layers.{i}.mlp.router",
-        "decoder_block_{i}/feed_forward/gate": _taking_turns(f"{EXPERTS}.gate_up_proj", 0),
-        "decoder_block_{i}/feed_forward/up": _taking_turns(f"{EXPERTS}.gate_up_proj", 1),
-        "decoder_block_{i}/feed_forward/gate_bias": _taking_turns(f"{EXPERTS}.gate_up_proj_bias", 0),
-        "decoder_block_{i}/feed_forward/up_bias": _taking_turns(f"{EXPERTS}.gate_up_proj_bias", 1),
-        "decoder_block_{i}/feed_forward/down": exact(f"{EXPERTS}.down_proj"),
-        "decoder_block_{i}/feed_forward/down_bias": exact(f"{EXPERTS}.down_proj_bias"),
-    },
+FAMILY = dataclasses.replace(
+    llama.causal_family(
+        "GptOss",
+        build,
+        {
+            **llama.WEIGHTS,
+            "decoder_block_{i}/self_attention/softmax": exact("layers.{i}.self_attn.sinks"),
+            "decoder_block_{i}/feed_forward/router": "layers.{i}.mlp.router",
+            "decoder_block_{i}/feed_forward/gate": _taking_turns(f"{EXPERTS}.gate_up_proj", 0),
+            "decoder_block_{i}/feed_forward/up": _taking_turns(f"{EXPERTS}.gate_up_proj", 1),
+            "decoder_block_{i}/feed_forward/gate_bias": _taking_turns(f"{EXPERTS}.gate_up_proj_bias", 0),
+            "decoder_block_{i}/feed_forward/up_bias": _taking_turns(f"{EXPERTS}.gate_up_proj_bias", 1),
+            "decoder_block_{i}/feed_forward/down": exact(f"{EXPERTS}.down_proj"),
+            "decoder_block_{i}/feed_forward/down_bias": exact(f"{EXPERTS}.down_proj_bias"),
+        },
+    ),
+    unpack=Unpacked,
 )
