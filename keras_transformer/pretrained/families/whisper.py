@@ -31,6 +31,7 @@ def build(fields, task, stored):
     encoder_blocks, decoder_blocks = _encoder_blocks(fields, dropout), _decoder_blocks(fields, dropout)
     length = fields.take("max_source_positions", default=1500)
     target_length = fields.take("max_target_positions", default=448)
+    tied = fields.take("tie_word_embeddings", default=True)
 
     # There is no mask: shorter speech is filled up with silence, which the encoder was trained to hear.
     features = keras.Input((2 * length, fields.take("num_mel_bins", default=80)), name="features")
@@ -49,7 +50,7 @@ def build(fields, task, stored):
     if task == "bare":
         outputs = {"hidden_states": x, "context": context}
     else:
-        outputs = output_projection(target_embedding, fields.take("tie_word_embeddings", default=True))(x)
+        outputs = output_projection(target_embedding, tied)(x)
     return keras.Model([features, target_ids], outputs, name=fields.family)
 
 
