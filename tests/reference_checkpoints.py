@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import numpy as np
 
 BASE = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -109,3 +110,20 @@ def expected(model, batch, positions=False):
     found = {"logits": result.get("logits"), "hidden_states": result.get("last_hidden_state")}
     found["pooled"] = result.get("pooler_output")
     return {name: value.numpy() for name, value in found.items() if value is not None}
+
+
+def outputs_of(model, batch):
+    """What our model computes, under the same names."""
+    names = [x.name for x in model.inputs]
+    result = model({name: batch[name] for name in names})
+    result = result if isinstance(result, dict) else {"logits": result}
+    return {name: keras.ops.convert_to_numpy(value) for name, value in result.items()}
+
+
+def assert_close(found, wanted, real, tolerance=1e-5):
+    """Holds outputs to others within a share of the largest value, those of tokens where these are `real`."""
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        by_token = value.ndim == 3
+        value, own = (x[real] if by_token else x for x in (value, found[name]))
+        assert np.abs(own - value).max() <= tolerance * np.abs(value).max(), name

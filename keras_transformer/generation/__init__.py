@@ -1,7 +1,8 @@
 """Generating tokens from any functional model made of the library's layers."""
 
 from keras_transformer.generation.beam_search import BeamSearch
+from keras_transformer.generation.constraints import Constraints
 from keras_transformer.generation.generator import Generator
 from keras_transformer.generation.samplers import Greedy, Sampling
 
-__all__ = ["BeamSearch", "Generator", "Greedy", "Sampling"]
+__all__ = ["BeamSearch", "Constraints", "Generator", "Greedy", "Sampling"]

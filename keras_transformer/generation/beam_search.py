@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_transformer.generation.constraints import end_tokens, is_one_of
+
 LOWEST = -1e30
 
 
@@ -56,18 +58,16 @@ class BeamSearch:
 
         def advance(i, logits, live, whole, done):
             """Adds the next tokens: the new live and whole sequences, and which beams the live ones come from."""
-            log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-            candidates = ops.expand_dims(live["scores"], -1) + ops.reshape(log_probabilities, (rows, width, vocabulary))
-            # Of twice as many at most half can end, one of each beam, so that `width` are left.
-            count = min(2 * width, width * vocabulary)
+            candidates = ops.expand_dims(live["scores"], -1) + ops.reshape(logits, (rows, width, vocabulary))
+            # Of each beam all end tokens at most can be among them, so that `width` others are left.
+            count = min((1 + max(1, len(end_tokens(end_id)))) * width, width * vocabulary)
             scores, places = ops.top_k(ops.reshape(candidates, (rows, width * vocabulary)), count)
             places = ops.cast(places, "int32")
             beams, chosen = places // vocabulary, places % vocabulary  # [B, count]
             tokens = take_beams(live["tokens"], beams)
             tokens = ops.slice_update(tokens, (0, 0, i), ops.expand_dims(chosen, -1))
             ends = ops.broadcast_to(i == max_new_tokens - 1, (rows, count))
-            if end_id is not None:
-                ends = ops.logical_or(ends, chosen == end_id)
+            ends = ops.logical_or(ends, is_one_of(chosen, end_tokens(end_id)))
 
             among_best = ops.expand_dims(ops.arange(count) < width, 0)
             real = ops.logical_and(ends, ops.logical_and(among_best, scores > LOWEST / 2))

@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
-from keras_transformer.generation.graph import DecodingGraph
+from keras_transformer.generation.graph import DecodingGraph, mask_name
 from keras_transformer.generation.samplers import Greedy, Sampling
 from keras_transformer.layers import PositionalEmbedding
 from keras_transformer.ops.masks import get_mask, set_mask
@@ -25,10 +25,14 @@ class Generator:
         model: functional `keras.Model` with the library's layers, from an integer input of tokens `[B, T]` (and
             others) to logits `[B, T, vocabulary]`, alone or as `"logits"` in a dict.
         start_id: int. The token that sequences start with where no prompt is given.
-        end_id: int. The token after which a sequence has ended; None to always generate all tokens.
+        end_id: int, or list of ints. What ends a sequence, itself included; None to always generate all tokens.
         pad_id: int. What fills prompts and results to equal lengths.
         sampler: `"greedy"`, `"sampling"`, `"beam_search"` (4 beams), or a `Greedy`, `Sampling` or `BeamSearch`.
         jit_compile: boolean, or `"auto"`: XLA on TensorFlow and JAX; torch runs as it is.
+        constraints: `Constraints`, tokens that are forbidden or forced, or None.
+
+    An input that says which tokens are real is known by its name: `padding_mask` for `token_ids`, `source_padding_mask`
+    for `source_ids`. Where it is not given, `pad_id` is padding: at the ends of a prompt, anywhere in a source.
 
     Raises:
         ValueError: if the model cannot be decoded token by token, or `sampler` is unknown.
@@ -45,7 +49,9 @@ class Generator:
     (2, 6)
     """
 
-    def __init__(self, model, start_id=None, end_id=None, pad_id=0, sampler="greedy", jit_compile="auto"):
+    def __init__(
+        self, model, start_id=None, end_id=None, pad_id=0, sampler="greedy", jit_compile="auto", constraints=None
+    ):
         if isinstance(sampler, str) and sampler not in SAMPLERS:
             raise ValueError(f"`sampler` must be one of {sorted(SAMPLERS)} or a sampler; received sampler={sampler!r}.")
         if not isinstance(sampler, str) and not hasattr(sampler, "search"):
@@ -56,6 +62,7 @@ class Generator:
         self.end_id = end_id
         self.pad_id = pad_id
         self.sampler = SAMPLERS[sampler]() if isinstance(sampler, str) else sampler
+        self.constraints = constraints
         self.jit_compile = can_jit() if jit_compile == "auto" else jit_compile
         self._compiled = {}
         self._padded_sources = [name for name in self.graph.source_inputs if self._masks_padding(name)]
@@ -81,8 +88,11 @@ class Generator:
         self._check_count(max_new_tokens)
         inputs = dict(inputs) if isinstance(inputs, dict) else {self.graph.token_input: inputs}
         self._check_names(inputs)
+        self._add_source_masks(inputs)
         sources = {name: self._source_array(name, inputs[name]) for name in self.graph.source_inputs}
-        prompt, real = self._prompt_arrays(inputs.get(self.graph.token_input), sources)
+        prompt, real = self._prompt_arrays(
+            inputs.get(self.graph.token_input), inputs.get(self.graph.mask_input), sources
+        )
         rows = {name: len(x) for name, x in {**sources, self.graph.token_input: prompt}.items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"`inputs` must have the same number of rows each; received {rows}.")
@@ -116,6 +126,8 @@ class Generator:
             )
         self._check_count(max_new_tokens)
         self._check_names(inputs)
+        inputs = dict(inputs)
+        self._add_source_masks(inputs)
         tensors = {name: ops.cast(inputs[name], x.dtype) for name, x in self.graph.source_inputs.items()}
         batch = ops.shape(next(iter(inputs.values())))[0]
         prompt = inputs.get(self.graph.token_input)
@@ -123,13 +135,15 @@ class Generator:
             prompt = ops.full((batch, 1), self._start(), dtype="int32")
             real = ops.ones((batch, 1), "bool")
         else:
-            prompt, real = align_right(ops.cast(prompt, "int32"), self.pad_id)
+            real = inputs.get(self.graph.mask_input)
+            real = prompt != self.pad_id if real is None else ops.cast(real, "bool")
+            prompt, real = align_right(ops.cast(prompt, "int32"), real, self.pad_id)
             extra = bucket_tensor(ops.shape(prompt)[1], PROMPT_BUCKET) - ops.shape(prompt)[1]
             prompt = ops.pad(prompt, ((0, 0), (extra, 0)), constant_values=self.pad_id)
             real = ops.pad(real, ((0, 0), (extra, 0)), constant_values=False)
         for name in self._padded_sources:
             extra = bucket_tensor(ops.shape(tensors[name])[1], SOURCE_BUCKET) - ops.shape(tensors[name])[1]
-            tensors[name] = ops.pad(tensors[name], ((0, 0), (0, extra)), constant_values=self.pad_id)
+            tensors[name] = ops.pad(tensors[name], ((0, 0), (0, extra)), constant_values=self._filler(name))
         tensors = {**tensors, "prompt": prompt, "real": real}
         # The last row again and again fills the batch up; a batch without rows takes the one of zeros put behind.
         rows = ops.minimum(ops.arange(bucket_tensor(batch, 1)), ops.maximum(batch - 1, 0))
@@ -146,12 +160,44 @@ class Generator:
             "pad_id": self.pad_id,
             "sampler": keras.saving.serialize_keras_object(self.sampler),
             "jit_compile": self.jit_compile,
+            "constraints": None if self.constraints is None else keras.saving.serialize_keras_object(self.constraints),
         }
 
     @classmethod
     def from_config(cls, model, config):
         """The generator that `get_config` described, for `model`."""
-        return cls(model, **{**config, "sampler": keras.saving.deserialize_keras_object(config["sampler"])})
+        parts = {
+            name: None if config.get(name) is None else keras.saving.deserialize_keras_object(config[name])
+            for name in ("sampler", "constraints")
+        }
+        return cls(model, **{**config, **parts})
+
+    @classmethod
+    def from_pretrained(cls, directory, model=None, **options):
+        """A generator for a checkpoint in the Hugging Face layout, as its generation settings say.
+
+        Args:
+            directory: path of a directory with `config.json`, weights, and `generation_config.json` if there is one.
+            model: the model, where it is loaded already; by default `kt.pretrained.load(directory)`.
+            **options: arguments of `Generator`, which go before what the settings say.
+
+        Raises:
+            ValueError: if the settings ask for what there is none of here, with their names; or what `load` raises.
+
+        Example:
+
+        >>> import keras_transformer as kt
+        >>> kt.generation.Generator.from_pretrained("nowhere")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
+        """
+        # Upwards to a room that stands on this one, and so only when it is asked for.
+        from keras_transformer.pretrained import load
+        from keras_transformer.pretrained.settings import generator_options
+
+        options = {**generator_options(directory, chosen=options), **options}
+        return cls(load(directory) if model is None else model, **options)
 
     def _function(self, max_new_tokens):
         if max_new_tokens not in self._compiled:
@@ -182,13 +228,20 @@ class Generator:
         if beams > 1:
             boundary = [repeat_rows(x, beams) for x in boundary]
 
+        def scores_of(logits, position):
+            scores = ops.cast(logits, "float32")
+            scores = ops.log_softmax(scores, axis=-1) if beams > 1 else scores
+            if self.constraints is None:
+                return scores
+            return self.constraints.apply(scores, position, max_new_tokens, self.end_id)
+
         def step(tokens, count, cache):
             with DecodingScope(cache, length + count) as scope:
                 logits = self.graph.decode(ops.expand_dims(tokens, 1), boundary)
-            return ops.cast(logits[:, 0], "float32"), scope.cache
+            return scores_of(logits[:, 0], count + 1), scope.cache
 
-        logits = ops.cast(logits, "float32")
-        return self.sampler.search(step, logits, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
+        scores = scores_of(logits, 0)
+        return self.sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
 
     def _seed(self):
         seed = getattr(self.sampler, "seed", 0)
@@ -202,17 +255,33 @@ class Generator:
             )
         return self.start_id
 
+    def _add_source_masks(self, inputs):
+        """Says which tokens of a source are real, where the model asks and the caller does not tell."""
+        for name in self.graph.source_inputs:
+            mask = mask_name(name)
+            if mask in self.graph.source_inputs and mask not in inputs:
+                values = inputs[name]
+                if is_ragged(values):
+                    inputs[mask] = pad_rows([[1] * len(row) for row in values], 0)
+                else:
+                    inputs[mask] = ops.cast(ops.not_equal(ops.convert_to_tensor(values), self.pad_id), "int32")
+
+    def _filler(self, name):
+        """What fills up a source that is padded: an id, or 0 in the mask of one."""
+        masks = [mask_name(other) for other in self.graph.source_inputs]
+        return 0 if name in masks else self.pad_id
+
     def _source_array(self, name, values):
         x = self.graph.source_inputs[name]
         if is_ragged(values):
-            values = pad_rows(values, self.pad_id)
+            values = pad_rows(values, self._filler(name))
         array = np.asarray(ops.convert_to_numpy(values)).astype(x.dtype)
         if name in self._padded_sources:
             extra = bucket(array.shape[1], SOURCE_BUCKET) - array.shape[1]
-            array = np.pad(array, ((0, 0), (0, extra)), constant_values=self.pad_id)
+            array = np.pad(array, ((0, 0), (0, extra)), constant_values=self._filler(name))
         return array
 
-    def _prompt_arrays(self, prompt, sources):
+    def _prompt_arrays(self, prompt, mask, sources):
         """Prompts as int32 [B, P], padded on the left, and which of it is real."""
         if prompt is None:
             start = self._start()
@@ -226,7 +295,10 @@ class Generator:
                 raise ValueError(
                     f"`inputs[{self.graph.token_input!r}]` must have shape (batch, length); received {array.shape}."
                 )
-            rows = [row[slice(*real_span(row, self.pad_id))] for row in array]
+            if mask is None:
+                rows = [row[slice(*real_span(row, self.pad_id))] for row in array]
+            else:
+                rows = [row[keep] for row, keep in zip(array, np.asarray(mask).astype(bool), strict=True)]
         if any(len(row) == 0 for row in rows):
             if self.start_id is None:
                 raise ValueError(
@@ -244,14 +316,18 @@ class Generator:
     def _masks_padding(self, name):
         """Whether padding this source further changes nothing: it is masked where it is embedded."""
         x = self.graph.source_inputs[name]
+        names = self.graph.source_inputs
+        if mask_name(name) in names or name in [mask_name(other) for other in names]:
+            return x.shape[1] is None
         consumers = self.graph.consumers(name)
         embeds = [isinstance(layer, keras.layers.Embedding) for layer in consumers]
         masked = any(embeds) and all(layer.mask_zero for layer, is_one in zip(consumers, embeds, strict=True) if is_one)
         return self.pad_id == 0 and len(x.shape) == 2 and x.shape[1] is None and masked
 
     def _check_names(self, inputs):
-        known = {*self.graph.source_inputs, self.graph.token_input}
-        missing, unknown = set(self.graph.source_inputs) - set(inputs), set(inputs) - known
+        known = {*self.graph.source_inputs, self.graph.token_input, self.graph.mask_input} - {None}
+        masks = {mask_name(name) for name in self.graph.source_inputs}
+        missing, unknown = set(self.graph.source_inputs) - set(inputs) - masks, set(inputs) - known
         if missing or unknown:
             raise ValueError(
                 f"`inputs` must have {sorted(self.graph.source_inputs)} and may have a prompt as "
@@ -346,12 +422,12 @@ def real_span(row, pad_id):
     return (real[0], real[-1] + 1) if len(real) else (0, 0)
 
 
-def align_right(tokens, pad_id):
+def align_right(tokens, real, pad_id):
     """Rows of a tensor `[B, P]` with the padding of both sides moved to the left, and which of it is real."""
     length = ops.shape(tokens)[1]
     places = ops.arange(length, dtype="int32")
-    last = ops.max(ops.where(tokens != pad_id, places, -1), axis=-1, keepdims=True)
-    first = ops.min(ops.where(tokens != pad_id, places, length), axis=-1, keepdims=True)
+    last = ops.max(ops.where(real, places, -1), axis=-1, keepdims=True)
+    first = ops.min(ops.where(real, places, length), axis=-1, keepdims=True)
     come_from = places - (length - 1 - last)
     real = ops.logical_and(come_from >= first, last >= 0)
     moved = ops.take_along_axis(tokens, ops.maximum(come_from, 0), axis=1)

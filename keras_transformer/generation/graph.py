@@ -1,6 +1,7 @@
 """Cuts the graph of a functional model in two: what depends on the decoder's tokens, and what can be computed once."""
 
 import keras
+from keras import ops
 
 from keras_transformer.layers import MultiHeadSelfAttention
 
@@ -48,6 +49,7 @@ class DecodingGraph:
 
     Attributes:
         token_input: str. Name of the input that reaches a causal self-attention.
+        mask_input: str. Name of the input that says which of these tokens are real, or None (see `mask_name`).
         source_inputs: dict from name to symbolic tensor of all other inputs.
 
     Raises:
@@ -65,9 +67,13 @@ class DecodingGraph:
         self._output = outputs[_logits_index(model)]
         self.token_input = self._find_token_input(keys)
         self._token_key = keys[self.token_input]
-        self._source_keys = {name: key for name, key in keys.items() if name != self.token_input}
-        self.source_inputs = {x.name: x for x in model.inputs if x.name != self.token_input}
-        depends = {self._token_key}
+        self.mask_input = mask_name(self.token_input) if mask_name(self.token_input) in keys else None
+        own = (self.token_input, self.mask_input)
+        self._source_keys = {name: key for name, key in keys.items() if name not in own}
+        self.source_inputs = {x.name: x for x in model.inputs if x.name not in own}
+        self._mask_key = keys.get(self.mask_input)
+        self._mask_dtype = next((x.dtype for x in model.inputs if x.name == self.mask_input), None)
+        depends = {keys[name] for name in own if name is not None}
         for step in self._steps:
             if depends.intersection(step.inputs):
                 depends.update(step.outputs)
@@ -87,6 +93,8 @@ class DecodingGraph:
     def decode(self, tokens, boundary):
         """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary]."""
         values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
+        if self.mask_input is not None:  # Which tokens are padding is said by the scope.
+            values[self._mask_key] = ops.ones_like(tokens, dtype=self._mask_dtype)
         for step in self._decoder:
             step.run(values)
         return values[self._output]
@@ -165,6 +173,11 @@ class DecodingGraph:
                 )
         if self._output not in depends:
             raise ValueError(f"The output of `model` does not depend on its tokens, the input `{self.token_input}`.")
+
+
+def mask_name(name):
+    """Name of the input that says which tokens of the input `name` are real: `x_padding_mask` for `x_ids`."""
+    return "padding_mask" if name == "token_ids" else f"{name.removesuffix('_ids')}_padding_mask"
 
 
 def _functional(operation):

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_transformer.generation.constraints import end_tokens, is_one_of
+
 
 class TokenSampler:
     """One sequence a row, one token a step: what greedy decoding and sampling share.
@@ -23,7 +25,7 @@ class TokenSampler:
             logits: float tensor `[B, vocabulary]`, for the first new token.
             cache: nested dict of tensors with rows along axis 0.
             max_new_tokens: int.
-            end_id: int or None. The token after which a row has ended.
+            end_id: int, sequence of ints or None. The token, or tokens, after which a row has ended.
             pad_id: int. What fills a row after its end.
             seed: scalar int tensor.
 
@@ -36,7 +38,7 @@ class TokenSampler:
             chosen = ops.cast(self.choose(logits, StepSeed(seed, i)), "int32")
             chosen = ops.where(ended, ops.cast(pad_id, "int32"), chosen)
             tokens = ops.slice_update(tokens, (0, i), ops.expand_dims(chosen, 1))
-            return chosen, tokens, ended if end_id is None else ops.logical_or(ended, chosen == end_id)
+            return chosen, tokens, ops.logical_or(ended, is_one_of(chosen, end_tokens(end_id)))
 
         def unfinished(i, token, tokens, ended, cache):
             return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(ended)))

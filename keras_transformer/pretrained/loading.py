@@ -10,7 +10,7 @@ import numpy as np
 from keras_transformer.pretrained.checkpoint import Checkpoint, read_json, write_checkpoint
 from keras_transformer.pretrained.family import find_family, find_task
 from keras_transformer.pretrained.fields import Fields
-from keras_transformer.pretrained.weights import match
+from keras_transformer.pretrained.weights import Stored, match
 
 COMMON_BUFFERS = (r".*\.position_ids", r".*rotary_emb\.(original_)?inv_freq")
 
@@ -74,6 +74,8 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     fields = Fields(configuration, configuration["model_type"])
     with _dtype_policy(dtype), _without_values():
         model = family.build(fields, task, set(names))
+        # Inputs go by name, in a call as in an exported signature.
+        model = keras.Model({x.name: x for x in model.inputs}, model.output, name=model.name)
         fields.warn_of_unknown()
         places = _places(model, family)
         _take_from_tied(names, family, places)
@@ -176,8 +178,10 @@ def _check(model, places, checkpoint, names, family):
     tied = {_plain(name, family) for name in family.tied}
     buffers = [re.compile(pattern) for pattern in (*COMMON_BUFFERS, *family.buffers)]
     others = [name for name in names if name not in expected | tied and not any(x.fullmatch(name) for x in buffers)]
-    known = [re.compile(_pattern_of(entry)) for entry in {**family.weights, **family.heads}.values()]
-    of_other_tasks = [name for name in others if any(pattern.fullmatch(name) for pattern in known)]
+    entries = [Stored(x) if isinstance(x, str) else x for x in {**family.weights, **family.heads}.values()]
+    # A block that is one too many belongs to no task: the configuration says how many there are.
+    known = {x.name for x in entries if "{" not in x.name}
+    of_other_tasks = [name for name in others if name in known or name.rpartition(".")[0] in known]
     unknown = [name for name in others if name not in of_other_tasks]
     problems.extend(f"unexpected: {names[name]} {checkpoint.shape(names[name])}" for name in sorted(unknown))
     if problems:
@@ -190,12 +194,6 @@ def _check(model, places, checkpoint, names, family):
             f"away: {sorted(of_other_tasks)}.",
             stacklevel=3,
         )
-
-
-def _pattern_of(entry):
-    name, is_exact = (entry, False) if isinstance(entry, str) else (entry.name, entry.exact)
-    pattern = re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name))
-    return pattern if is_exact else rf"{pattern}\.(weight|bias)"
 
 
 def _used(places):

@@ -1,29 +1,12 @@
 """Each family of text models, held to what transformers computes with the same checkpoint."""
 
-import keras
-import numpy as np
 import pytest
-from reference_checkpoints import TEXT_MODELS, expected, make, text_batch
+from reference_checkpoints import TEXT_MODELS, assert_close, expected, make, outputs_of, text_batch
 
 import keras_transformer as kt
 from keras_transformer.pretrained.checkpoint import Checkpoint
 
 LEFT = ("gpt2", "llama", "mistral", "qwen2", "gemma", "gemma2")
-
-
-def outputs_of(model, batch):
-    names = [x.name for x in model.inputs]
-    result = model({name: batch[name] for name in names})
-    result = result if isinstance(result, dict) else {"logits": result}
-    return {name: keras.ops.convert_to_numpy(value) for name, value in result.items()}
-
-
-def assert_close(found, wanted, real, tolerance=1e-5):
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        by_token = value.ndim == 3
-        value, own = (x[real] if by_token else x for x in (value, found[name]))
-        assert np.abs(own - value).max() <= tolerance * np.abs(value).max(), name
 
 
 @pytest.mark.parametrize("name", TEXT_MODELS)
