@@ -70,20 +70,25 @@ def find_family(configuration):
     return module.FAMILY if hasattr(module, "FAMILY") else module.family(configuration)
 
 
-def find_task(family, configuration, task=None):
-    """The task of a checkpoint by its `architectures`, unless one is asked for."""
-    tasks = sorted(set(family.tasks.values()))
-    if task is not None:
-        if task not in tasks:
-            raise ValueError(
-                f"`task` must be one of {tasks} for a {configuration['model_type']} checkpoint; received {task!r}."
-            )
-        return task
+def find_task(family, configuration):
+    """The task of a checkpoint, by its `architectures`."""
     architectures = configuration.get("architectures") or []
     known = [family.tasks[name] for name in architectures if name in family.tasks]
     if not known:
         raise ValueError(
             f"`architectures` of a {configuration['model_type']} checkpoint must name one of {sorted(family.tasks)}, "
-            f"or `task` be one of {tasks}; received {architectures}."
+            f"or `task` be one of {sorted(set(family.tasks.values()))}; received {architectures}."
         )
     return known[0]
+
+
+def for_task(family, configuration, task):
+    """The configuration of the same checkpoint as a model for another task, by the architecture that has it."""
+    names = [name for name, own in family.tasks.items() if own == task]
+    if not names:
+        raise ValueError(
+            f"`task` must be one of {sorted(set(family.tasks.values()))} for a {configuration['model_type']} "
+            f"checkpoint; received {task!r}."
+        )
+    same = set(names).intersection(configuration.get("architectures") or [])
+    return configuration if same else {**configuration, "architectures": names[:1]}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_transformer.pretrained.checkpoint import Checkpoint, read_json, write_checkpoint
-from keras_transformer.pretrained.family import find_family, find_task
+from keras_transformer.pretrained.family import find_family, find_task, for_task
 from keras_transformer.pretrained.fields import Fields
 from keras_transformer.pretrained.weights import Stored, match
 
@@ -67,7 +67,8 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     """
     configuration = read_json(directory, "config.json")
     family = find_family(configuration)
-    task = find_task(family, configuration, task)
+    configuration = configuration if task is None else for_task(family, configuration, task)
+    task = find_task(family, configuration)
     checkpoint = Checkpoint(directory, allow_pickle)
     checkpoint = checkpoint if family.unpack is None else family.unpack(checkpoint)
     names = {_plain(name, family): name for name in checkpoint}
@@ -121,21 +122,26 @@ def save(model, directory, configuration=None):
     task = find_task(family, configuration)
     places = _places(model, family)
     prefix = "" if task == "bare" else family.prefix
-    tensors, partial = {}, {}
-    for variable, stored in places.values():
-        start = "" if _is_head(variable, family) else prefix
-        values = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
-        for name, value in zip(stored.tensor_names(variable.name, tuple(variable.shape)), values, strict=True):
-            if stored.part is None:
-                tensors[start + name] = np.asarray(stored.shaped(value), order="C")
-            else:
-                parts = partial.setdefault(start + name, (stored, {}))[1]
-                parts[stored.part[0]] = value
-    for name, (stored, parts) in partial.items():
-        tensors[name] = stored.whole([parts[index] for index in sorted(parts)])
+    starts = {path: "" if _is_head(variable, family) else prefix for path, (variable, _) in places.items()}
+    tensors = whole_tensors(places, starts)
     kind = keras.backend.standardize_dtype(model.weights[0].dtype)
     configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
     write_checkpoint(directory, configuration, tensors)
+
+
+def whole_tensors(places, starts):
+    """The tensors of a file, by name, from what `places` says of each variable; `starts` precede the names."""
+    tensors, partial = {}, {}
+    for path, (variable, stored) in places.items():
+        values = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
+        for name, value in zip(stored.tensor_names(variable.name, tuple(variable.shape)), values, strict=True):
+            if stored.part is None:
+                tensors[starts[path] + name] = np.asarray(stored.shaped(value), order="C")
+            else:
+                partial.setdefault(starts[path] + name, (stored, {}))[1][stored.part[0]] = value
+    for name, (stored, parts) in partial.items():
+        tensors[name] = stored.whole([parts[index] for index in sorted(parts)])
+    return tensors
 
 
 def _plain(name, family):
@@ -149,7 +155,13 @@ def _plain(name, family):
 def _places(model, family):
     """For each weight of the model, by its path: the variable, and how it stands in the file."""
     variables = {variable.path: variable for variable in model.weights}
-    entries = match(sorted(variables), {**family.weights, **family.heads})
+    try:
+        entries = match(sorted(variables), {**family.weights, **family.heads})
+    except KeyError as error:
+        raise ValueError(
+            f"`model` must have the weights of a checkpoint of its family and no others; received one with {error}. "
+            "What was added by LoRA or quantization has no place there."
+        ) from None
     return {path: (variable, entries[path]) for path, variable in variables.items()}
 
 

@@ -160,5 +160,7 @@ def match(paths, table):
         if fit is None:
             raise KeyError(path)
         stored = Stored(value) if isinstance(value, str) else value
+        if not stored.exact and path.rsplit("/", 1)[-1] not in PARAMETERS:
+            raise KeyError(path)
         found[path] = dataclasses.replace(stored, name=stored.name.format(expert="{expert}", **fit.groupdict()))
     return found

@@ -54,13 +54,16 @@ def test_all_that_is_wrong_with_the_tensors_is_listed_at_once(tiny):
         assert re.search(line, str(error.value)), line
 
 
-def test_head_of_another_task_is_left_away_with_a_word(tiny):
+def test_head_of_another_task_is_left_away_with_a_word(tiny, tmp_path):
     directory, reference = tiny("bert, masked")
     with pytest.warns(UserWarning, match=r"cls\.predictions\.bias"):
         model = kt.pretrained.load(directory, task="bare")
     batch = text_batch(reference, "none")
     wanted = expected(reference.bert, batch)
     assert_close(outputs_of(model, batch), wanted, np.ones((3, 11), bool))
+    kt.pretrained.save(model, tmp_path / "bare")
+    again = type(reference.bert).from_pretrained(tmp_path / "bare", add_pooling_layer=False).eval()
+    assert_close(expected(again, batch), wanted, np.ones((3, 11), bool), 1e-6)
     with pytest.raises(ValueError, match="`task` must be one of .*'bare'.*received 'causal_lm'"):
         kt.pretrained.load(directory, task="causal_lm")
 
@@ -178,6 +181,9 @@ def test_a_loaded_model_is_like_any_other(name, tiny, tmp_path):
     model.compile(keras.optimizers.Adam(1e-3), loss)
     history = model.fit(inputs, labels, epochs=3, verbose=0, batch_size=3).history["loss"]
     assert history[-1] < history[0]
+    with pytest.raises(ValueError, match="lora.*has no place there"):
+        kt.pretrained.save(model, tmp_path / "with_lora")
+    assert not (tmp_path / "with_lora").exists()
 
 
 def test_trained_weights_are_saved(tiny, tmp_path):
