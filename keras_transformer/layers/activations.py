@@ -43,7 +43,7 @@ def quick_gelu(x):
     >>> round(float(kt.layers.quick_gelu(np.array(1.0, "float32"))), 4)
     0.8458
     """
-    return x * ops.sigmoid(1.702 * x)
+    return ops.multiply(x, ops.sigmoid(ops.multiply(x, 1.702)))
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")

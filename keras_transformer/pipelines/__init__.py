@@ -3,6 +3,7 @@
 from keras_transformer.pipelines.batching import token_batches
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
 from keras_transformer.pipelines.pipeline import Pipeline, load
+from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
 from keras_transformer.pipelines.tokenizers import (
     SentencePieceTokenizer,
     SubwordTokenizer,
@@ -15,11 +16,13 @@ from keras_transformer.pipelines.tokenizers import (
 
 __all__ = [
     "Pipeline",
+    "PretrainedPipeline",
     "SentencePieceTokenizer",
     "SubwordTokenizer",
     "WordPieceTokenizer",
     "hold_out",
     "load",
+    "load_pretrained",
     "number_pairs",
     "read_pairs",
     "token_batches",

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_transformer.generation import Generator
+from keras_transformer.generation.constraints import end_tokens
 
 PIPELINE_FILES = {"model.keras", "pipeline.json", "tokenizer", "source", "target"}
 SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
@@ -78,7 +79,7 @@ class Pipeline:
     def _encode_in_graph(self, text):
         ids = tf.cast(self.source.tokenize(text), "int32")  # ragged [B, S]
         if self.input_name == "source_ids":
-            ends = tf.fill([tf.shape(text)[0], 1], self.generator.end_id)
+            ends = tf.fill([tf.shape(text)[0], 1], end_tokens(self.generator.end_id)[0])
             ids = tf.concat([ids, tf.RaggedTensor.from_tensor(ends)], axis=1)
         elif self.generator.start_id is not None:
             starts = tf.fill([tf.shape(text)[0], 1], self.generator.start_id)
@@ -90,7 +91,7 @@ class Pipeline:
 
     def _decode_in_graph(self, ids):
         real = tf.ones_like(ids, "bool")
-        for special in (self.generator.pad_id, self.generator.start_id, self.generator.end_id):
+        for special in (self.generator.pad_id, self.generator.start_id, *end_tokens(self.generator.end_id)):
             if special is not None:
                 real &= ids != special
         return self.target.detokenize(tf.ragged.boolean_mask(ids, real))  # [B]
