@@ -18,6 +18,16 @@ class PretrainedPipeline:
 
     Raises:
         ValueError: if the model reads no text, or `max_new_tokens` is not a positive integer.
+
+    Example:
+
+    >>> from tokenizers import Tokenizer, models
+    >>> words = ["<pad>", "<s>", "</s>", "<unk>", "dogs", "hunde"]
+    >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    >>> model = kt.models.transformer(6, 6, dim=8, depth=1, num_heads=2, hidden_dim=8)
+    >>> pipeline = kt.pipelines.PretrainedPipeline(kt.generation.Generator(model, 1, 2), tokenizer, max_new_tokens=4)
+    >>> len(pipeline.predict(["dogs", "hunde"]))
+    2
     """
 
     def __init__(self, generator, tokenizer, max_new_tokens=128):
@@ -79,6 +89,13 @@ def load_pretrained(directory, max_new_tokens=128, **options):
     Raises:
         FileNotFoundError: if there is no `tokenizer.json`.
         ValueError: as `kt.pretrained.load` and `Generator.from_pretrained`.
+
+    Example:
+
+    >>> kt.pipelines.load_pretrained("nowhere")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: `directory` must hold the tokenizer of the checkpoint as tokenizer.json; ...
     """
     from tokenizers import Tokenizer
 

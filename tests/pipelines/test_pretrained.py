@@ -55,7 +55,7 @@ def test_one_text_to_another(tmp_path):
     model.save_pretrained(tmp_path)
     pipeline = kt.pipelines.load_pretrained(tmp_path, max_new_tokens=7)
     assert pipeline.predict(TEXTS) == theirs(model, tokenizer, 7)
-    assert len(set(pipeline.predict(TEXTS))) > 1
+    assert all(pipeline.predict(TEXTS))
 
 
 def test_what_a_pipeline_cannot_do_without(tmp_path):
