@@ -40,7 +40,10 @@ class BeamSearch:
         self.length_penalty = length_penalty
 
     def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
-        """Generates `max_new_tokens` tokens after a prompt; arguments as in `TokenSampler.search`."""
+        """Generates `max_new_tokens` tokens after a prompt; arguments as in `TokenSampler.search`.
+
+        What `step` returns, and `logits`, are log-probabilities here: the scores of a beam are their sums.
+        """
         width = self.width
         rows, vocabulary = ops.shape(logits)[0], logits.shape[-1]
         cache = keras.tree.map_structure(lambda x: ops.repeat(x, width, axis=0), cache)

@@ -230,7 +230,8 @@ class Generator:
 
         def scores_of(logits, position):
             scores = ops.cast(logits, "float32")
-            scores = ops.log_softmax(scores, axis=-1) if beams > 1 else scores
+            # Constraints leave the probabilities of what is allowed as they are, so sums of them need these first.
+            scores = ops.log_softmax(scores, axis=-1) if isinstance(self.sampler, BeamSearch) else scores
             if self.constraints is None:
                 return scores
             return self.constraints.apply(scores, position, max_new_tokens, self.end_id)

@@ -10,7 +10,7 @@ import numpy as np
 from keras_transformer.pretrained.checkpoint import Checkpoint, read_json, write_checkpoint
 from keras_transformer.pretrained.family import find_family, find_task, for_task
 from keras_transformer.pretrained.fields import Fields
-from keras_transformer.pretrained.weights import Stored, match
+from keras_transformer.pretrained.weights import Stored, inside, match
 
 COMMON_BUFFERS = (r".*\.position_ids", r".*rotary_emb\.(original_)?inv_freq")
 
@@ -120,25 +120,23 @@ def save(model, directory, configuration=None):
     configuration = _plain_json(configuration)
     family = find_family(configuration)
     task = find_task(family, configuration)
-    places = _places(model, family)
     prefix = "" if task == "bare" else family.prefix
-    starts = {path: "" if _is_head(variable, family) else prefix for path, (variable, _) in places.items()}
-    tensors = whole_tensors(places, starts)
+    tensors = whole_tensors(_places(model, family, prefix))
     kind = keras.backend.standardize_dtype(model.weights[0].dtype)
     configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
     write_checkpoint(directory, configuration, tensors)
 
 
-def whole_tensors(places, starts):
-    """The tensors of a file, by name, from what `places` says of each variable; `starts` precede the names."""
+def whole_tensors(places):
+    """The tensors of a file, by name, from what `places` says of each variable."""
     tensors, partial = {}, {}
-    for path, (variable, stored) in places.items():
+    for variable, stored in places.values():
         values = stored.to_file(keras.ops.convert_to_numpy(variable), variable.name)
         for name, value in zip(stored.tensor_names(variable.name, tuple(variable.shape)), values, strict=True):
             if stored.part is None:
-                tensors[starts[path] + name] = np.asarray(stored.shaped(value), order="C")
+                tensors[name] = np.asarray(stored.shaped(value), order="C")
             else:
-                partial.setdefault(starts[path] + name, (stored, {}))[1][stored.part[0]] = value
+                partial.setdefault(name, (stored, {}))[1][stored.part[0]] = value
     for name, (stored, parts) in partial.items():
         tensors[name] = stored.whole([parts[index] for index in sorted(parts)])
     return tensors
@@ -152,11 +150,11 @@ def _plain(name, family):
     return name
 
 
-def _places(model, family):
-    """For each weight of the model, by its path: the variable, and how it stands in the file."""
+def _places(model, family, prefix=""):
+    """For each weight of the model, by its path: the variable, and how it stands in a file with this prefix."""
     variables = {variable.path: variable for variable in model.weights}
     try:
-        entries = match(sorted(variables), {**family.weights, **family.heads})
+        entries = match(sorted(variables), {**inside(prefix, family.weights), **family.heads})
     except KeyError as error:
         raise ValueError(
             f"`model` must have the weights of a checkpoint of its family and no others; received one with {error}. "
@@ -165,21 +163,12 @@ def _places(model, family):
     return {path: (variable, entries[path]) for path, variable in variables.items()}
 
 
-def _is_head(variable, family):
-    try:
-        match([variable.path], family.heads)
-    except KeyError:
-        return False
-    return True
-
-
 def _check(model, places, checkpoint, names, family):
     """Lists all tensors that are missing, unknown or of the wrong shape."""
-    problems, expected = [], set()
+    problems, expected = [], _used(places)
     for variable, stored in places.values():
         wanted = stored.file_shape(tuple(variable.shape), variable.name)
         for name in stored.tensor_names(variable.name, tuple(variable.shape)):
-            expected.add(name)
             if name not in names:
                 problems.append(f"missing: {name} {wanted or tuple(variable.shape)}")
                 continue

@@ -110,9 +110,7 @@ def to_torch(block):
     >>> kt.pretrained.to_torch(block)["self_attn.in_proj_weight"].shape
     (48, 16)
     """
-    places = _places(block)
-    tensors = whole_tensors(places, dict.fromkeys(places, ""))
-    return {name.replace("in_proj.", "in_proj_"): value for name, value in tensors.items()}
+    return {name.replace("in_proj.", "in_proj_"): value for name, value in whole_tensors(_places(block)).items()}
 
 
 def _spelled(name):

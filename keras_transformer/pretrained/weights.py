@@ -128,10 +128,10 @@ def exact(name, shape=None, **options):
     return Stored(name, exact=True, shape=shape, **options)
 
 
-def inside(module, table):
-    """The table of a model that is one module of a larger one."""
+def inside(prefix, table):
+    """The table of a model that is one module of a larger one: what precedes its names there, with the dot."""
     entries = {path: Stored(entry) if isinstance(entry, str) else entry for path, entry in table.items()}
-    return {path: dataclasses.replace(entry, name=f"{module}.{entry.name}") for path, entry in entries.items()}
+    return {path: dataclasses.replace(entry, name=prefix + entry.name) for path, entry in entries.items()}
 
 
 def match(paths, table):

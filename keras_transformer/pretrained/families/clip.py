@@ -32,8 +32,8 @@ FAMILY = Family(
     build=build,
     tasks={"CLIPModel": "bare"},
     weights={
-        **inside("text_model", clip_text.FAMILY.weights),
-        **inside("vision_model", clip_vision.FAMILY.weights),
+        **inside("text_model.", clip_text.FAMILY.weights),
+        **inside("vision_model.", clip_vision.FAMILY.weights),
         **clip_text.FAMILY.heads,
         **clip_vision.FAMILY.heads,
         "logit_scale": exact("logit_scale", ()),
