@@ -27,23 +27,44 @@ FAMILIES = {
     "vit": "vit",
     "whisper": "whisper",
 }
+# The same for what `register` was given: a `Family`, or a function of the configuration that returns one.
+REGISTERED = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A recipe: how a configuration becomes a model, and how its weights are called in files.
 
+    Names in files are those of modules, whose parameters (`weight`, `bias`) follow from the layers that hold them, and
+    kernels are taken for transposed, as torch's `Linear` keeps them. `exact`, `packed` and `Stored` say otherwise.
+
     Args:
-        build: function `(fields, task, stored)` that returns a functional model; `stored` is the set of the names in
-            the file, without the prefix, for what only they can tell.
+        build: function `(fields, task, stored)` that returns a functional model. It takes what it needs from `fields`,
+            a `Fields`, and names its layers; `stored` is the set of the names in the file, without the prefix, for
+            what only they can tell.
         tasks: dict from the architectures in configurations to tasks.
-        weights: dict from patterns of layer paths to names in the file, without the prefix (see `weights.match`).
+        weights: dict from patterns of layer paths to names in the file, without the prefix. `{i}` and `{j}` stand for
+            numbers, in both; a pattern of the path of one variable goes where a layer's own are stored differently.
         heads: the same for what stands outside of the base model, and so never has the prefix.
         prefix: str. What precedes the names of the base model in files of models with a head.
         tied: dict from tensors that may be in a file besides the one they are tied to, to that one.
         buffers: patterns of tensors in files (without the prefix) that are computed, not trained.
         spellings: pairs of a pattern of an older spelling (without the prefix) and its replacement.
         unpack: function from the checkpoint to a mapping of floats like it, where files may pack weights.
+
+    Example:
+
+    >>> def build(fields, task, stored):
+    ...     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    ...     x = keras.layers.Embedding(fields.need("vocab_size"), fields.need("dim"), name="embedding")(token_ids)
+    ...     for i in range(fields.need("depth")):
+    ...         x = keras.layers.Dense(fields.need("dim"), "relu", name=f"hidden_{i}")(x)
+    ...     return keras.Model(token_ids, {"hidden_states": x})
+    >>> weights = {"embedding": "tokens", "hidden_{i}": "layers.{i}.linear"}
+    >>> family = kt.pretrained.Family(build, {"RectifierModel": "bare"}, weights)
+    >>> model = family.build(kt.pretrained.Fields({"vocab_size": 9, "dim": 4, "depth": 2}, "rectifier"), "bare", set())
+    >>> model.output["hidden_states"].shape
+    (None, None, 4)
     """
 
     build: Callable
@@ -57,6 +78,43 @@ class Family:
     unpack: Callable | None = None
 
 
+def register(model_type, family):
+    """Makes one more family known to `load`, to `save`, and to all that stands on them.
+
+    Args:
+        model_type: str. What `config.json` of its checkpoints has under this name.
+        family: `Family`; or, where names in files depend on the configuration, a function from `config.json` as a dict
+            to one.
+
+    Raises:
+        ValueError: if there is a family of this name already, or an argument is of another kind.
+
+    Example:
+
+    >>> def build(fields, task, stored):
+    ...     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    ...     x = keras.layers.Embedding(fields.need("vocab_size"), fields.need("dim"), name="embedding")(token_ids)
+    ...     return keras.Model(token_ids, {"hidden_states": x})
+    >>> family = kt.pretrained.Family(build, {"WordVectors": "bare"}, {"embedding": "vectors"})
+    >>> kt.pretrained.register("word_vectors", family)
+    >>> configuration = {"model_type": "word_vectors", "architectures": ["WordVectors"], "vocab_size": 9, "dim": 4}
+    >>> token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    >>> vectors = keras.layers.Embedding(9, 4, name="embedding")(token_ids)
+    >>> kt.pretrained.save(keras.Model(token_ids, vectors), "vectors", configuration)
+    >>> kt.pretrained.load("vectors").output["hidden_states"].shape
+    (None, None, 4)
+    """
+    if not isinstance(model_type, str) or not model_type:
+        raise ValueError(f"`model_type` must be a name, as in `config.json`; received {model_type!r}.")
+    if model_type in FAMILIES or model_type in REGISTERED:
+        raise ValueError(f"`model_type` must be one that has no family yet; received {model_type!r}.")
+    if not isinstance(family, Family) and not callable(family):
+        raise ValueError(
+            f"`family` must be a `Family`, or a function from a configuration to one; received {family!r}."
+        )
+    REGISTERED[model_type] = family
+
+
 def find_family(configuration):
     """The family of a configuration: its module's `FAMILY`, or what `family` makes where names depend on fields.
 
@@ -64,10 +122,17 @@ def find_family(configuration):
         ValueError: if there is none, with those that there are.
     """
     kind = configuration.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"`model_type` must be one of {sorted(FAMILIES)}; received {kind!r}.")
-    module = importlib.import_module(f"keras_transformer.pretrained.families.{FAMILIES[kind]}")
-    return module.FAMILY if hasattr(module, "FAMILY") else module.family(configuration)
+    if kind in REGISTERED:
+        family = REGISTERED[kind]
+    elif kind in FAMILIES:
+        module = importlib.import_module(f"keras_transformer.pretrained.families.{FAMILIES[kind]}")
+        family = module.FAMILY if hasattr(module, "FAMILY") else module.family
+    else:
+        raise ValueError(
+            f"`model_type` must be one of {sorted({*FAMILIES, *REGISTERED})}; received {kind!r}. Another family can be "
+            "added with `kt.pretrained.register`."
+        )
+    return family if isinstance(family, Family) else family(configuration)
 
 
 def find_task(family, configuration):

@@ -34,11 +34,18 @@ class Stored:
             stands for one module after the other, which are stacked along the first axis of ours.
         exact: boolean. Whether `name` is that of a tensor, not of a module with a weight and a bias.
         transposed: boolean. Whether a kernel stands as (out, in), as in torch's `Linear`.
-        part: None, or which one of how many equal parts along which axis of the tensor: (index, count, axis).
+        part: None, or which one of how many parts along which axis of the tensor: (index, count, axis). Parts are
+            equal, or `count` is a tuple of their shares.
         interleaved: boolean. Whether the parts take turns, and do not follow each other.
         offset: float. What our values have more than the file's.
         shape: None, or that of an exact tensor that has another shape than ours, with -1 for a size that follows and
             `...` for all sizes of ours.
+
+    Example:
+
+    >>> norm = kt.pretrained.Stored("layers.0.input_layernorm", offset=1.0)  # Gemma's: the file has 0 for our 1.
+    >>> norm.to_ours([np.zeros(3, "float32")], (3,), "scale").tolist()
+    [1.0, 1.0, 1.0]
     """
 
     name: str
@@ -65,9 +72,10 @@ class Stored:
         shape = shape[1:] if self.stacked else shape
         shape = self._turned(np.empty(shape, "bool"), variable).shape
         if self.part is not None:
-            _, count, axis = self.part
+            index, shares, axis = self.part
             axis %= len(shape)
-            shape = (*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
+            whole = shape[axis] * shares if isinstance(shares, int) else shape[axis] * sum(shares) // shares[index]
+            shape = (*shape[:axis], whole, *shape[axis + 1 :])
         return shape
 
     def to_ours(self, tensors, shape, variable):
@@ -82,7 +90,7 @@ class Stored:
             if self.interleaved:
                 tensor = np.moveaxis(np.moveaxis(tensor, axis, 0)[index::count], 0, axis)
             else:
-                tensor = np.split(tensor, count, axis)[index]
+                tensor = np.split(tensor, _bounds(count, tensor.shape[axis]), axis)[index]
         tensor = self._turned(tensor, variable, back=True)
         if self.shape is not None:
             tensor = tensor.reshape(shape)
@@ -118,18 +126,69 @@ class Stored:
         return value.transpose(axes[-1], axes[-2], *axes[:-2])
 
 
+def _bounds(shares, size):
+    """Where to split an axis of this size: the number of its equal parts, or where all but the first begin."""
+    return shares if isinstance(shares, int) else np.cumsum(shares)[:-1] * size // sum(shares)
+
+
 def packed(name, index, count=3, axis=0, transposed=True):
-    """One of several projections that stand in one tensor."""
+    """One of several projections that stand in one tensor.
+
+    Args:
+        name: str. Name of the module, as in the file.
+        index: int. Which of the parts it is.
+        count: int, or tuple of ints where parts differ in size: their shares.
+        axis: int. Along which axis of the tensor the parts follow each other; 0 is the outputs of a torch `Linear`.
+        transposed: boolean. Whether a kernel stands as (out, in), as in torch's `Linear`.
+
+    Returns:
+        `Stored`.
+
+    Example:
+
+    >>> key = kt.pretrained.packed("layers.0.qkv_proj", 1, count=(4, 1, 1))  # Four query heads share a key.
+    >>> key.file_shape((32, 8), "kernel")
+    (48, 32)
+    """
     return Stored(name, part=(index, count, axis), transposed=transposed)
 
 
 def exact(name, shape=None, **options):
-    """A tensor by itself, of the same numbers as ours in the same order; -1 stands for one size of its `shape`."""
+    """A tensor by itself, of the same numbers as ours in the same order.
+
+    Args:
+        name: str. Name of the tensor, as in the file.
+        shape: None, or its shape there where that differs from ours, with -1 for a size that follows and `...` for all
+            sizes of ours.
+        **options: other arguments of `Stored`.
+
+    Returns:
+        `Stored`.
+
+    Example:
+
+    >>> token = kt.pretrained.exact("embeddings.cls_token", (1, ...))
+    >>> token.shaped(np.zeros((1, 32))).shape  # Ours as it stands in the file.
+    (1, 1, 32)
+    """
     return Stored(name, exact=True, shape=shape, **options)
 
 
 def inside(prefix, table):
-    """The table of a model that is one module of a larger one: what precedes its names there, with the dot."""
+    """The table of a model that is one module of a larger one.
+
+    Args:
+        prefix: str. What precedes its names there, with the dot.
+        table: dict, as `Family` takes one for `weights`.
+
+    Returns:
+        dict of the same patterns.
+
+    Example:
+
+    >>> kt.pretrained.inside("text_model.", {"text_norm": "final_layer_norm"})["text_norm"].name
+    'text_model.final_layer_norm'
+    """
     entries = {path: Stored(entry) if isinstance(entry, str) else entry for path, entry in table.items()}
     return {path: dataclasses.replace(entry, name=prefix + entry.name) for path, entry in entries.items()}
 
