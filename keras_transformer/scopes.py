@@ -129,6 +129,11 @@ class DecodingScope(Scope):
         }
         return entry["key"], entry["value"], entry["mask"]
 
+    def spread(self, mask, length):
+        """A boolean `[B, T]` about the tokens of this call as one about the cache, `[B, length]`: False elsewhere."""
+        rows = ops.zeros((ops.shape(mask)[0], length), "bool")
+        return ops.slice_update(rows, (0, self.index), mask)
+
     def once(self, name, compute):
         """The dict of tensors that `compute()` returned at the first call: what does not change from token to token."""
         if name not in self.cache:

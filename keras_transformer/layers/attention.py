@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from keras_transformer import scopes
-from keras_transformer.layers.checks import check_explicit, check_rate, check_width
+from keras_transformer.layers.checks import check_explicit, check_rate, check_sequence_masks, check_width
 from keras_transformer.layers.cloning import clone_layer
 from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_initializer
 from keras_transformer.layers.position import PositionEncoding
@@ -154,6 +154,8 @@ class MultiHeadSelfAttention(Attention):
             mask that `x` carries (from `Embedding(mask_zero=True)`, say).
         attention_mask: boolean tensor of shape `[B|1, T, T]`, True where a position may attend to another.
         attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores.
+        prefix_mask: boolean tensor of shape `[B, T]`, True for positions that see each other in both directions, though
+            the attention is causal or has a window: a prefix language model. Padding stays unseen.
         training: boolean. Whether dropout acts.
 
     Returns:
@@ -164,8 +166,8 @@ class MultiHeadSelfAttention(Attention):
 
     References: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2;
     [GQA](https://arxiv.org/abs/2305.13245); [Longformer](https://arxiv.org/abs/2004.05150) and
-    [Mistral 7B](https://arxiv.org/abs/2310.06825) for the window;
-    [query-key normalization](https://arxiv.org/abs/2010.04245).
+    [Mistral 7B](https://arxiv.org/abs/2310.06825) for the window; [T5](https://arxiv.org/abs/1910.10683),
+    section 3.2.1, for the prefix; [query-key normalization](https://arxiv.org/abs/2010.04245).
 
     Example:
 
@@ -222,9 +224,11 @@ class MultiHeadSelfAttention(Attention):
         if self.softmax is not None and not self.softmax.built:
             self.softmax.build((x_shape[0], self.num_heads, x_shape[1], x_shape[1]))
 
-    def call(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
+    def call(
+        self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, prefix_mask=None, training=None
+    ):
         mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
-        self._check_mask(x, mask)
+        check_sequence_masks(x, mask, prefix_mask)
         scope = scopes.decoding()
         name = None if scope is None else scope.call_name(self)
         length = ops.shape(x)[1]
@@ -241,7 +245,10 @@ class MultiHeadSelfAttention(Attention):
         key_positions = query_positions if scope is None else ops.arange(ops.shape(key)[2], dtype="int32")
         if self.position is not None:
             attention_bias = self.position.add_bias(attention_bias, query_positions, key_positions)
-        allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask)
+        prefix = None
+        if prefix_mask is not None:
+            prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
+        allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
         return self.attend(query, key, value, combine(attention_mask, allowed), attention_bias, training)
 
     @staticmethod
@@ -260,13 +267,10 @@ class MultiHeadSelfAttention(Attention):
                 "earlier ones. Make it with `causal=True`, or call it outside of `DecodingScope`."
             )
 
-    @staticmethod
-    def _check_mask(x, mask):
-        if mask is not None:
-            check_mask(mask, "mask", (x.shape[0], x.shape[1]), "`x`")
-
-    def compute_output_spec(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
-        self._check_mask(x, x_mask if mask is None else mask)
+    def compute_output_spec(
+        self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, prefix_mask=None, training=None
+    ):
+        check_sequence_masks(x, x_mask if mask is None else mask, prefix_mask)
         check_explicit(attention_mask, attention_bias, x.shape[1], x.shape[1])
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 

@@ -3,7 +3,7 @@ import inspect
 import keras
 
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
-from keras_transformer.layers.checks import check_context, check_explicit, check_rate
+from keras_transformer.layers.checks import check_context, check_explicit, check_rate, check_sequence_masks
 from keras_transformer.layers.cloning import clone_layer
 from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.ops import check_mask
@@ -105,6 +105,8 @@ class EncoderBlock(ResidualBlock):
         mask: boolean tensor of shape `[B, T]`, True for real positions. By default the mask that `x` carries.
         attention_mask: boolean tensor of shape `[B|1, T, T]`, True where a position may attend to another.
         attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores.
+        prefix_mask: boolean tensor of shape `[B, T]`, True for positions that see each other in both directions, as in
+            `MultiHeadSelfAttention`.
         training: boolean. Whether dropout acts.
 
     Returns:
@@ -144,14 +146,18 @@ class EncoderBlock(ResidualBlock):
     def build(self, x_shape):
         self.build_sublayers(x_shape)
 
-    def call(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
+    def call(
+        self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, prefix_mask=None, training=None
+    ):
         mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
-        extra = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
+        extra = _self_attention_masks(mask, attention_mask, attention_bias, prefix_mask)
         x = self.residual(x, "self_attention", training, **extra)
         return self.residual_feed_forward(x, mask, training)
 
-    def compute_output_spec(self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, training=None):
-        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias)
+    def compute_output_spec(
+        self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, prefix_mask=None, training=None
+    ):
+        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias, prefix_mask)
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self):
@@ -191,6 +197,8 @@ class DecoderBlock(ResidualBlock):
             carries.
         attention_mask: boolean tensor of shape `[B|1, T, T]` for the self-attention, on top of causality and padding.
         attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores of the self-attention.
+        prefix_mask: boolean tensor of shape `[B, T]`, True for positions that see each other in both directions, as in
+            `MultiHeadSelfAttention`: a prefix language model.
         training: boolean. Whether dropout acts.
 
     Returns:
@@ -243,11 +251,12 @@ class DecoderBlock(ResidualBlock):
         context_mask=None,
         attention_mask=None,
         attention_bias=None,
+        prefix_mask=None,
         training=None,
     ):
         check_context(context, self.cross_attention)
         mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
-        extra = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
+        extra = _self_attention_masks(mask, attention_mask, attention_bias, prefix_mask)
         x = self.residual(x, "self_attention", training, **extra)
         if self.cross_attention is not None:
             x = self.residual(x, "cross_attention", training, context=context, context_mask=context_mask)
@@ -262,10 +271,11 @@ class DecoderBlock(ResidualBlock):
         context_mask=None,
         attention_mask=None,
         attention_bias=None,
+        prefix_mask=None,
         training=None,
     ):
         check_context(context, self.cross_attention)
-        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias)
+        _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias, prefix_mask)
         if context_mask is not None:
             check_mask(context_mask, "context_mask", tuple(context.shape[:2]), "`context`")
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
@@ -285,7 +295,12 @@ def _from_number(layer, kind, **kwargs):
     return kind(layer, **kwargs) if isinstance(layer, int) else layer
 
 
-def _check_self_attention(x, mask, attention_mask, attention_bias):
-    if mask is not None:
-        check_mask(mask, "mask", tuple(x.shape[:2]), "`x`")
+def _self_attention_masks(mask, attention_mask, attention_bias, prefix_mask):
+    masks = {"mask": mask, "attention_mask": attention_mask, "attention_bias": attention_bias}
+    # An attention that is not of this library need not know of prefixes, unless one is given.
+    return masks if prefix_mask is None else {**masks, "prefix_mask": prefix_mask}
+
+
+def _check_self_attention(x, mask, attention_mask, attention_bias, prefix_mask):
+    check_sequence_masks(x, mask, prefix_mask)
     check_explicit(attention_mask, attention_bias, x.shape[1], x.shape[1])

@@ -22,6 +22,13 @@ def check_width(dim, num_heads):
     return dim // num_heads
 
 
+def check_sequence_masks(x, mask, prefix_mask):
+    """Checks the masks that have one value for each position of `x`."""
+    for name, each in (("mask", mask), ("prefix_mask", prefix_mask)):
+        if each is not None:
+            check_mask(each, name, tuple(x.shape[:2]), "`x`")
+
+
 def check_explicit(attention_mask, attention_bias, length, key_length):
     """Checks the mask and bias of scores `[B, heads, length, key_length]`.
 

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 
-def make_attention_mask(query_positions, key_positions, causal=False, window=None, padding=None):
-    """Combines causality, a sliding window and padding into one boolean mask.
+def make_attention_mask(query_positions, key_positions, causal=False, window=None, padding=None, prefix=None):
+    """Combines causality, a sliding window, a prefix and padding into one boolean mask.
 
     Masks are made from positions, never from the shape of the scores, so a query that is shorter than the keys (one new
     token against a cache) sees exactly what it may see.
@@ -17,13 +17,15 @@ def make_attention_mask(query_positions, key_positions, causal=False, window=Non
         window: int or None. A query sees only keys less than `window` positions away; with `causal=True` these are the
             last `window` keys, itself included (Mistral's sliding window).
         padding: boolean tensor of shape `[B, S]`, True for real keys, or None.
+        prefix: pair of boolean tensors of shapes `[B, T]` and `[B, S]`, True for the queries and the keys of a prefix:
+            these see each other whatever causality and window say. None where there is no prefix.
 
     Returns:
         Boolean tensor that broadcasts to `[B, T, S]` (it is `[T, S]` when nothing depends on the row of the batch), or
         None if every query may see every key.
 
     Raises:
-        ValueError: if `window` is not positive, or `padding` is not boolean.
+        ValueError: if `window` is not positive, or `padding` or `prefix` is not boolean.
 
     Example:
 
@@ -44,6 +46,10 @@ def make_attention_mask(query_positions, key_positions, causal=False, window=Non
                 raise ValueError(f"`window` must be a positive number of positions; received window={window}.")
             near = distance < window if causal else ops.abs(distance) < window
             mask = near if mask is None else ops.logical_and(mask, near)
+    if prefix is not None and mask is not None:
+        queries, keys = (check_mask(part, "prefix") for part in prefix)
+        both = ops.logical_and(ops.expand_dims(queries, -1), ops.expand_dims(keys, -2))  # [B, T, S]
+        mask = ops.logical_or(mask, both)
     if padding is not None:
         padding = ops.expand_dims(check_mask(padding, "padding"), -2)  # [B, 1, S]
         mask = padding if mask is None else ops.logical_and(mask, padding)
