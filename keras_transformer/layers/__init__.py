@@ -9,6 +9,7 @@ from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.layers.logit_scale import LogitScale
 from keras_transformer.layers.mixture_of_experts import MixtureOfExperts
 from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
+from keras_transformer.layers.placeholders import Placeholders
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
 from keras_transformer.layers.softmax import AttentionSinks, SoftCap
 
@@ -25,6 +26,7 @@ __all__ = [
     "MixtureOfExperts",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
+    "Placeholders",
     "PositionalEmbedding",
     "PrefixTokens",
     "RelativePositionBias",

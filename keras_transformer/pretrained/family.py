@@ -18,9 +18,11 @@ FAMILIES = {
     "gpt2": "gpt2",
     "gpt_oss": "gpt_oss",
     "llama": "llama",
+    "llava": "llava",
     "marian": "marian",
     "mistral": "mistral",
     "mixtral": "mixtral",
+    "paligemma": "paligemma",
     "qwen2": "qwen2",
     "roberta": "roberta",
     "t5": "t5",
@@ -51,6 +53,10 @@ class Family:
         buffers: patterns of tensors in files (without the prefix) that are computed, not trained.
         spellings: pairs of a pattern of an older spelling (without the prefix) and its replacement.
         unpack: function from the checkpoint to a mapping of floats like it, where files may pack weights.
+        unused: patterns of tensors in files (without the prefix) that no output depends on. They are in no model, but
+            what `load` returns keeps them for `save`.
+        language_model: function of the fields of a decoder-only family that returns a `LanguageModel`, for models in
+            which it is one part.
 
     Example:
 
@@ -76,6 +82,8 @@ class Family:
     buffers: tuple = ()
     spellings: tuple = ()
     unpack: Callable | None = None
+    unused: tuple = ()
+    language_model: Callable | None = None
 
 
 def register(model_type, family):

@@ -49,6 +49,10 @@ class Fields:
         self._known.update(names)
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
 
+    def fill(self, defaults):
+        """Gives the fields that are missing the values that the family has for them, in a dict."""
+        self.values = {**defaults, **self.values}
+
     def nullable(self, name, default):
         """The value of a field whose null has a meaning of its own: `default` only where it is missing."""
         self._known.add(name)

@@ -89,7 +89,23 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
             variable._deferred_initialize()
     # What is saved is not packed, however it was stored.
     model.checkpoint_configuration = {n: value for n, value in configuration.items() if n != "quantization_config"}
+    model.checkpoint_unused = Unused(checkpoint, [own for name, own in names.items() if _is_unused(name, family)])
     return model
+
+
+class Unused:
+    """Tensors of a checkpoint that no output of its model depends on: left in the mapped file until they are saved."""
+
+    def __init__(self, checkpoint, names):
+        self.checkpoint = checkpoint
+        self.names = names
+
+    def tensors(self, dtype):
+        return {name: np.asarray(self.checkpoint[name]).astype(dtype) for name in self.names}
+
+
+def _is_unused(name, family):
+    return any(re.fullmatch(pattern, name) for pattern in family.unused)
 
 
 def save(model, directory, configuration=None):
@@ -122,6 +138,9 @@ def save(model, directory, configuration=None):
     task = find_task(family, configuration)
     prefix = "" if task == "bare" else family.prefix
     tensors = whole_tensors(_places(model, family, prefix))
+    unused = getattr(model, "checkpoint_unused", None)
+    if unused is not None:
+        tensors = {**unused.tensors(next(iter(tensors.values())).dtype), **tensors}
     kind = keras.backend.standardize_dtype(model.weights[0].dtype)
     configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
     write_checkpoint(directory, configuration, tensors)
@@ -179,6 +198,7 @@ def _check(model, places, checkpoint, names, family):
     tied = {_plain(name, family) for name in family.tied}
     buffers = [re.compile(pattern) for pattern in (*COMMON_BUFFERS, *family.buffers)]
     others = [name for name in names if name not in expected | tied and not any(x.fullmatch(name) for x in buffers)]
+    others = [name for name in others if not _is_unused(name, family)]
     entries = [Stored(x) if isinstance(x, str) else x for x in {**family.weights, **family.heads}.values()]
     # A block that is one too many belongs to no task: the configuration says how many there are.
     known = {x.name for x in entries if "{" not in x.name}

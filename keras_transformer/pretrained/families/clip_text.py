@@ -9,7 +9,7 @@ from keras_transformer.pretrained.family import Family
 
 
 def blocks(fields, x, prefix, num_heads=12, hidden_dim=3072, causal=False, mask=None):
-    """The blocks of either of CLIP's encoders."""
+    """What goes into and comes out of the blocks of either of CLIP's encoders, in a list."""
     # Older configurations list all that any model might have.
     fields.ignore(
         "add_cross_attention cross_attention_hidden_size decoder_start_token_id dropout is_decoder pruned_heads "
@@ -31,7 +31,7 @@ def encode(fields):
     x = parts.keeps_mask(keras.layers.Embedding(size, dim, name="text_embedding"))(token_ids)
     longest = fields.take("max_position_embeddings", default=77)
     x = PositionalEmbedding("learned", longest, name="text_position")(x, mask=mask)
-    x = blocks(fields, x, "text_", 8, 2048, causal=True, mask=mask)
+    x = blocks(fields, x, "text_", 8, 2048, causal=True, mask=mask)[-1]
     x = towers.norm(fields, 1e-5, "text_norm")(x)
     end = ops.reshape(_end(token_ids, fields), (-1, 1, 1))
     return [token_ids, padding_mask], x, ops.take_along_axis(x, end, axis=1)[:, 0]

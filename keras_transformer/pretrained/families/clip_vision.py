@@ -7,12 +7,17 @@ from keras_transformer.pretrained.family import Family
 from keras_transformer.pretrained.weights import exact
 
 
-def encode(fields):
-    """From images to `(inputs, hidden states [B, T, dim], pooled [B, dim])`."""
+def states(fields):
+    """From images to `(images, [what goes into the first block, what comes out of it, ...])`."""
     fields.ignore("projection_dim")
     images, x = towers.patch_sequence(fields, patch_size=32, use_bias=False, prefix="image_")
     x = towers.norm(fields, 1e-5, "image_embedding_norm")(x)
-    x = clip_text.blocks(fields, x, "image_")
+    return images, clip_text.blocks(fields, x, "image_")
+
+
+def encode(fields):
+    """From images to `(inputs, hidden states [B, T, dim], pooled [B, dim])`."""
+    images, (*_, x) = states(fields)
     return [images], x, towers.norm(fields, 1e-5, "image_norm")(x[:, 0])
 
 

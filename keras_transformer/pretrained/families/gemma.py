@@ -1,24 +1,59 @@
 """Gemma: LLaMA with scaled embeddings, GeGLU, wide heads, and norms that store what their scale has more than 1."""
 
+import dataclasses
+
 from keras_transformer.pretrained.families import llama
 from keras_transformer.pretrained.weights import Stored
 
+DEFAULTS = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+}
+TANH = "gelu_pytorch_tanh"
 
-def attention(fields, key_value_heads, **options):
-    fields.only("use_bidirectional_attention", None, False)
+
+def attention(fields, **options):
     bias = fields.take("attention_bias", default=False)
-    head_dim = fields.take("head_dim", default=256)
-    return llama.attention(fields, key_value_heads, head_dim=head_dim, use_bias=bias, **options)
+    return llama.attention(fields, use_bias=bias, **options)
 
 
-def build(fields, task, stored):
-    activation = "hidden_activation" if fields.take("hidden_activation") else "hidden_act"
+def feed_forward(fields, name):
+    return llama.feed_forward(fields, name=name, default=TANH)
+
+
+def language_model(fields):
+    fields.fill(DEFAULTS)
+    _correct_activation(fields)
 
     def block(i):
-        feed_forward = llama.feed_forward(fields, name=activation, default="gelu_pytorch_tanh")
-        return llama.block(fields, i, attention(fields, 16), feed_forward)
+        return llama.block(fields, i, attention(fields), feed_forward(fields, "hidden_act"))
 
-    return llama.decoder(fields, task, block, tied=True, scale=fields.need("hidden_size") ** 0.5)
+    return decoder(fields, block)
+
+
+def _correct_activation(fields):
+    """The first released files say "gelu" and mean its approximation by tanh; some say it twice."""
+    fields.values = {**fields.values, "hidden_act": _meant(fields.take("hidden_act", default=TANH))}
+    other = fields.take("hidden_activation", default=fields.values["hidden_act"])
+    if _meant(other) != fields.values["hidden_act"]:
+        raise ValueError(
+            f"`hidden_activation` of a {fields.family} checkpoint must be what `hidden_act` is; received {other!r} and "
+            f"{fields.values['hidden_act']!r}."
+        )
+
+
+def _meant(name):
+    return TANH if name == "gelu" else name
+
+
+def decoder(fields, block, soft_cap=None):
+    return llama.decoder(fields, block, tied=True, scale=fields.need("hidden_size") ** 0.5, soft_cap=soft_cap)
 
 
 def above_one(weights):
@@ -26,4 +61,15 @@ def above_one(weights):
     return {path: Stored(name, offset=1.0) if path.endswith("_norm") else name for path, name in weights.items()}
 
 
-FAMILY = llama.causal_family("Gemma", build, above_one(llama.WEIGHTS))
+def causal_family(name, language_model, weights):
+    """As LLaMA's, alone causal in both directions: a model of images and texts may let its prefix see all of itself."""
+    family = llama.causal_family(name, language_model, above_one(weights))
+
+    def build(fields, task, stored):
+        fields.only("use_bidirectional_attention", None, False)
+        return family.build(fields, task, stored)
+
+    return dataclasses.replace(family, build=build)
+
+
+FAMILY = causal_family("Gemma", language_model, llama.WEIGHTS)

@@ -38,9 +38,7 @@ def build(fields, task, stored):
         feed_forward = FeedForward(hidden_dim, activation)
         return DecoderBlock(attention, feed_forward, norm=norm(), dropout=dropout, name=f"decoder_block_{i}")
 
-    return parts.causal_lm(
-        fields,
-        task,
+    language_model = parts.LanguageModel(
         size,
         dim,
         [block(i) for i in range(fields.take("n_layer", "num_hidden_layers", default=12))],
@@ -48,6 +46,7 @@ def build(fields, task, stored):
         embed=lambda x, mask: embedding_dropout(position(x, mask=mask)),
         tied=fields.take("tie_word_embeddings", default=True),
     )
+    return language_model.model(fields.family, task)
 
 
 def _untransposed(name):

@@ -34,11 +34,11 @@ ROPE = {
 LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
-def build(fields, task, stored):
+def language_model(fields):
     _check_packing(fields)
-    fields.values = {**DEFAULTS, **fields.values}
+    fields.fill(DEFAULTS)
     if fields.take("rope_parameters", "rope_scaling") is None:
-        fields.values["rope_parameters"] = ROPE
+        fields.fill({"rope_parameters": ROPE})
     # The activation is fixed, whatever `hidden_act` says; the other two repeat what other fields say.
     fields.ignore("hidden_act experts_per_token initial_context_length")
     heads, use_bias = fields.need("num_attention_heads"), fields.take("attention_bias", default=True)
@@ -57,7 +57,7 @@ def build(fields, task, stored):
         feed_forward = experts(fields, 128, 4, activation=activation, use_bias=True, router_bias=True)
         return llama.block(fields, i, attention, feed_forward)
 
-    return llama.decoder(fields, task, block)
+    return llama.decoder(fields, block)
 
 
 def _layer_types(fields):
@@ -89,7 +89,7 @@ EXPERTS = "layers.{i}.mlp.experts"
 FAMILY = dataclasses.replace(
     llama.causal_family(
         "GptOss",
-        build,
+        language_model,
         {
             **llama.WEIGHTS,
             "decoder_block_{i}/self_attention/softmax": exact("layers.{i}.self_attn.sinks"),

@@ -6,14 +6,23 @@ from keras_transformer.layers import DecoderBlock, FeedForward, MultiHeadSelfAtt
 from keras_transformer.pretrained.families import parts
 from keras_transformer.pretrained.family import Family
 
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
 
-def attention(fields, key_value_heads=None, **options):
+
+def attention(fields, **options):
     """The attention of LLaMA and its kin, with what a family does otherwise."""
     heads, dim = fields.need("num_attention_heads"), fields.need("hidden_size")
     return MultiHeadSelfAttention(
         heads,
         head_dim=options.pop("head_dim", None) or fields.take("head_dim", default=dim // heads),
-        num_key_value_heads=fields.take("num_key_value_heads", default=key_value_heads),
+        num_key_value_heads=fields.take("num_key_value_heads", default=heads),
         causal=True,
         position=parts.rotary(fields),
         dropout=fields.take("attention_dropout", default=0.0),
@@ -30,12 +39,10 @@ def norm(fields, name="decoder_norm"):
     return keras.layers.RMSNormalization(epsilon=fields.take("rms_norm_eps", default=1e-6), name=name)
 
 
-def decoder(fields, task, block, tied=False, scale=None, soft_cap=None):
-    """The model of LLaMA and its kin: `block` makes the block of a number; embeddings are multiplied by `scale`."""
+def decoder(fields, block, tied=False, scale=None, soft_cap=None):
+    """LLaMA and its kin: `block` makes the block of a number; embeddings are multiplied by `scale`."""
     fields.ignore("pad_token_id")
-    return parts.causal_lm(
-        fields,
-        task,
+    return parts.LanguageModel(
         fields.need("vocab_size"),
         fields.need("hidden_size"),
         [block(i) for i in range(fields.need("num_hidden_layers"))],
@@ -50,14 +57,15 @@ def block(fields, i, attention, feed_forward, **options):
     return DecoderBlock(attention, feed_forward, norm=norm(fields), name=f"decoder_block_{i}", **options)
 
 
-def build(fields, task, stored):
+def language_model(fields):
+    fields.fill(DEFAULTS)
     attention_bias, mlp_bias = fields.take("attention_bias", default=False), fields.take("mlp_bias", default=False)
     fields.ignore("pretraining_tp")
 
     def llama_block(i):
         return block(fields, i, attention(fields, use_bias=attention_bias), feed_forward(fields, use_bias=mlp_bias))
 
-    return decoder(fields, task, llama_block)
+    return decoder(fields, llama_block)
 
 
 WEIGHTS = {
@@ -75,10 +83,15 @@ WEIGHTS = {
 }
 
 
-def causal_family(name, build, weights=WEIGHTS):
-    """The table of a family whose files are spelled as LLaMA's are."""
+def causal_family(name, language_model, weights=WEIGHTS):
+    """The family whose files are spelled as LLaMA's are; `language_model` makes a `LanguageModel` from fields."""
+
+    def build(fields, task, stored):
+        return language_model(fields).model(fields.family, task)
+
     return Family(
         build=build,
+        language_model=language_model,
         tasks={f"{name}Model": "bare", f"{name}ForCausalLM": "causal_lm"},
         weights=weights,
         heads={"logits": "lm_head"},
@@ -87,4 +100,4 @@ def causal_family(name, build, weights=WEIGHTS):
     )
 
 
-FAMILY = causal_family("Llama", build)
+FAMILY = causal_family("Llama", language_model)

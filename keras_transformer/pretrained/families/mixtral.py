@@ -16,8 +16,8 @@ DEFAULTS = {
 }
 
 
-def build(fields, task, stored):
-    fields.values = {**DEFAULTS, **fields.values}
+def language_model(fields):
+    fields.fill(DEFAULTS)
     window = fields.take("sliding_window")
     activation = parts.activation(fields, "hidden_act", "silu")
     # Files' jitter also reaches the experts; here the router alone, as in Switch Transformers.
@@ -27,7 +27,7 @@ def build(fields, task, stored):
         feed_forward = experts(fields, 8, 2, activation=activation, router_jitter=jitter)
         return llama.block(fields, i, llama.attention(fields, sliding_window=window), feed_forward)
 
-    return llama.decoder(fields, task, block)
+    return llama.decoder(fields, block)
 
 
 def experts(fields, number, top_k, **options):
@@ -46,7 +46,7 @@ def experts(fields, number, top_k, **options):
 
 FAMILY = llama.causal_family(
     "Mixtral",
-    build,
+    language_model,
     {
         **llama.WEIGHTS,
         "decoder_block_{i}/feed_forward/router": "layers.{i}.block_sparse_moe.gate",

@@ -1,9 +1,12 @@
 """What several families build alike."""
 
+import dataclasses
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
-from keras_transformer.layers import RotaryEmbedding, gelu_tanh, quick_gelu, relu_squared
+from keras_transformer.layers import Placeholders, RotaryEmbedding, gelu_tanh, quick_gelu, relu_squared
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -70,12 +73,11 @@ def keeps_mask(layer):
     return layer
 
 
-def causal_lm(fields, task, size, dim, blocks, norm, embed=None, soft_cap=None, tied=False):
-    """A decoder-only model: embedding, blocks, norm, and logits if `task` has them.
+@dataclasses.dataclass
+class LanguageModel:
+    """The layers of a decoder-only model, before they are one.
 
     Args:
-        fields: `Fields`.
-        task: `"causal_lm"` or `"bare"`.
         size: int. Number of tokens.
         dim: int. Width of the model.
         blocks: list of `DecoderBlock`.
@@ -84,16 +86,57 @@ def causal_lm(fields, task, size, dim, blocks, norm, embed=None, soft_cap=None, 
         soft_cap: float. Bound of the logits (`cap * tanh(logits / cap)`), or None.
         tied: boolean. Whether the embedding is also the output projection.
     """
-    token_ids, padding_mask, mask = text_inputs()
-    embedding = keeps_mask(keras.layers.ReversibleEmbedding(size, dim, name="embedding"))
-    x = embedding(token_ids)
-    x = x if embed is None else embed(x, mask)
-    for block in blocks:
-        x = block(x, mask=mask)
-    x = keeps_mask(norm)(x)
-    if task == "bare":
-        return keras.Model([token_ids, padding_mask], {"hidden_states": x}, name=fields.family)
-    logits = embedding(x, reverse=True) if tied else keras.layers.Dense(size, use_bias=False, name="logits")(x)
-    if soft_cap is not None:
-        logits = ops.tanh(logits / soft_cap) * soft_cap
-    return keras.Model([token_ids, padding_mask], logits, name=fields.family)
+
+    size: int
+    dim: int
+    blocks: list
+    norm: keras.layers.Layer
+    embed: Callable | None = None
+    soft_cap: float | None = None
+    tied: bool = False
+
+    def model(self, name, task, sight=None):
+        """The functional model: `task` is `"causal_lm"` or `"bare"`, `sight` a `Sight` where it sees images."""
+        token_ids, padding_mask, mask = text_inputs()
+        inputs, masks = [token_ids, padding_mask], {"mask": mask}
+        embedding = keeps_mask(keras.layers.ReversibleEmbedding(self.size, self.dim, name="embedding"))
+        if sight is not None and sight.token_id >= self.size:  # A placeholder that has no embedding of its own.
+            x = embedding(ops.where(ops.equal(token_ids, sight.token_id), 0, token_ids))
+        else:
+            x = embedding(token_ids)
+        x = x if self.embed is None else self.embed(x, mask)
+        if sight is not None:
+            x = Placeholders(sight.token_id, name="image_placeholders")(x, token_ids, sight.vectors)
+            inputs = [sight.images, *inputs]
+        if sight is not None and sight.prefix:
+            segment_ids = keras.Input((None,), dtype="int32", name="segment_ids")
+            inputs, masks["prefix_mask"] = [*inputs, segment_ids], ops.equal(segment_ids, 0)
+        for block in self.blocks:
+            x = block(x, **masks)
+        x = keeps_mask(self.norm)(x)
+        if task == "bare":
+            return keras.Model(inputs, {"hidden_states": x}, name=name)
+        if self.tied:
+            logits = embedding(x, reverse=True)
+        else:
+            logits = keras.layers.Dense(self.size, use_bias=False, name="logits")(x)
+        if self.soft_cap is not None:
+            logits = ops.tanh(logits / self.soft_cap) * self.soft_cap
+        return keras.Model(inputs, logits, name=name)
+
+
+@dataclasses.dataclass
+class Sight:
+    """What a language model sees.
+
+    Args:
+        images: symbolic tensor `[B, height, width, channels]`.
+        vectors: symbolic tensor `[B, count, dim]`, made from it.
+        token_id: int. The token that holds a place for each of the vectors.
+        prefix: boolean. Whether tokens of segment 0 see each other in both directions.
+    """
+
+    images: keras.KerasTensor
+    vectors: keras.KerasTensor
+    token_id: int
+    prefix: bool = False

@@ -35,14 +35,19 @@ def patch_sequence(fields, tokens=("class_token",), patch_size=16, use_bias=True
 def encoder_blocks(
     fields, x, attention, hidden_dim=3072, activation="gelu", epsilon=1e-12, dropout=0.0, prefix="", mask=None
 ):
-    """Pre-norm blocks, one after the other; `hidden_dim`, `activation` and `epsilon` are defaults of the fields."""
+    """Pre-norm blocks, one after the other: a list of `x` and what each of them makes of it.
+
+    `hidden_dim`, `activation` and `epsilon` are defaults of the fields.
+    """
     feed_forward = FeedForward(
         fields.take("intermediate_size", default=hidden_dim), parts.activation(fields, "hidden_act", activation)
     )
+    states = [x]
     for i in range(fields.take("num_hidden_layers", default=12)):
         name = f"{prefix}encoder_block_{i}"
-        x = EncoderBlock(attention, feed_forward, norm(fields, epsilon), dropout=dropout, name=name)(x, mask=mask)
-    return x
+        block = EncoderBlock(attention, feed_forward, norm(fields, epsilon), dropout=dropout, name=name)
+        states.append(block(states[-1], mask=mask))
+    return states
 
 
 def norm(fields, epsilon=1e-12, name=None):

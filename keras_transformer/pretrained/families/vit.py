@@ -29,7 +29,7 @@ class Encoder:
         )
         self.images, x = towers.patch_sequence(fields, tokens)
         x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
-        x = towers.encoder_blocks(fields, x, attention, dropout=dropout)
+        x = towers.encoder_blocks(fields, x, attention, dropout=dropout)[-1]
         self.hidden_states = towers.norm(fields, name="encoder_norm")(x)
 
     def bare(self, stored):
