@@ -6,7 +6,7 @@ from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
 from keras_transformer.generation.graph import DecodingGraph, mask_name
 from keras_transformer.generation.samplers import Greedy, Sampling
-from keras_transformer.layers import PositionalEmbedding
+from keras_transformer.layers import Placeholders, PositionalEmbedding
 from keras_transformer.ops.masks import get_mask, set_mask
 from keras_transformer.scopes import DecodingScope
 
@@ -32,7 +32,9 @@ class Generator:
         constraints: `Constraints`, tokens that are forbidden or forced, or None.
 
     An input that says which tokens are real is known by its name: `padding_mask` for `token_ids`, `source_padding_mask`
-    for `source_ids`. Where it is not given, `pad_id` is padding: at the ends of a prompt, anywhere in a source.
+    for `source_ids`. Where it is not given, `pad_id` is padding: at the ends of a prompt, anywhere in a source. A model
+    whose prompt sees itself in both directions has an input `segment_ids` beside `token_ids`: 0 for what does, by
+    default all of the prompt, 1 for what follows it.
 
     Raises:
         ValueError: if the model cannot be decoded token by token, or `sampler` is unknown.
@@ -82,25 +84,25 @@ class Generator:
             `pad_id` after it.
 
         Raises:
-            ValueError: if an input is missing, unknown or empty, or prompt and new tokens together are longer than a
-                learned position table.
+            ValueError: if an input is missing, unknown or empty, prompt and new tokens together are longer than a
+                learned position table, or a prompt has not as many placeholders as its image has vectors.
         """
         self._check_count(max_new_tokens)
         inputs = dict(inputs) if isinstance(inputs, dict) else {self.graph.token_input: inputs}
         self._check_names(inputs)
         self._add_source_masks(inputs)
         sources = {name: self._source_array(name, inputs[name]) for name in self.graph.source_inputs}
-        prompt, real = self._prompt_arrays(
-            inputs.get(self.graph.token_input), inputs.get(self.graph.mask_input), sources
-        )
+        prompt, real, segments = self._prompt_arrays(inputs, sources)
         rows = {name: len(x) for name, x in {**sources, self.graph.token_input: prompt}.items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"`inputs` must have the same number of rows each; received {rows}.")
-        self._check_length(int(real.sum(axis=-1).max()) + max_new_tokens)
         batch = len(prompt)
         if batch == 0:
             return np.zeros((0, max_new_tokens), "int32")
+        self._check_length(int(real.sum(axis=-1).max()) + max_new_tokens)
+        self._check_placeholders(prompt)
         arrays = {**sources, "prompt": prompt, "real": real, "seed": np.asarray(self._seed(), "int32")}
+        arrays |= {} if self.graph.segment_input is None else {"segments": segments}
         extra = bucket(batch, smallest=1, doubling_to=16) - batch
         arrays = {name: np.concatenate([x, x[:1].repeat(extra, 0)]) if x.ndim else x for name, x in arrays.items()}
         tensors = {name: ops.convert_to_tensor(x) for name, x in arrays.items()}
@@ -137,14 +139,20 @@ class Generator:
         else:
             real = inputs.get(self.graph.mask_input)
             real = prompt != self.pad_id if real is None else ops.cast(real, "bool")
-            prompt, real = align_right(ops.cast(prompt, "int32"), real, self.pad_id)
             extra = bucket_tensor(ops.shape(prompt)[1], PROMPT_BUCKET) - ops.shape(prompt)[1]
+            segments = inputs.get(self.graph.segment_input)
+            if segments is not None:
+                segments, _ = align_right(ops.cast(segments, "int32"), real, 0)
+                tensors["segments"] = ops.pad(segments, ((0, 0), (extra, 0)))
+            prompt, real = align_right(ops.cast(prompt, "int32"), real, self.pad_id)
             prompt = ops.pad(prompt, ((0, 0), (extra, 0)), constant_values=self.pad_id)
             real = ops.pad(real, ((0, 0), (extra, 0)), constant_values=False)
         for name in self._padded_sources:
             extra = bucket_tensor(ops.shape(tensors[name])[1], SOURCE_BUCKET) - ops.shape(tensors[name])[1]
             tensors[name] = ops.pad(tensors[name], ((0, 0), (0, extra)), constant_values=self._filler(name))
         tensors = {**tensors, "prompt": prompt, "real": real}
+        if self.graph.segment_input is not None:
+            tensors.setdefault("segments", ops.zeros_like(prompt))
         # The last row again and again fills the batch up; a batch without rows takes the one of zeros put behind.
         rows = ops.minimum(ops.arange(bucket_tensor(batch, 1)), ops.maximum(batch - 1, 0))
         tensors = {name: ops.pad(x, ((0, 1), *((0, 0),) * (len(x.shape) - 1))) for name, x in tensors.items()}
@@ -210,6 +218,8 @@ class Generator:
                 "real": keras.KerasTensor((None, None), "bool"),
                 "seed": keras.KerasTensor((), "int32"),
             }
+            if self.graph.segment_input is not None:
+                tensors["segments"] = keras.KerasTensor((None, None), "int32")
 
             def loop(tensors):
                 return self._loop(tensors, max_new_tokens)
@@ -223,7 +233,7 @@ class Generator:
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
         length = ops.shape(prompt)[1]
         with DecodingScope(max_length=length + max_new_tokens, padding_mask=real) as scope:
-            logits = self.graph.decode(prompt, boundary)[:, -1]
+            logits = self.graph.decode(prompt, boundary, tensors.get("segments"))[:, -1]
         beams = getattr(self.sampler, "width", 1)
         if beams > 1:
             boundary = [repeat_rows(x, beams) for x in boundary]
@@ -282,13 +292,15 @@ class Generator:
             array = np.pad(array, ((0, 0), (0, extra)), constant_values=self._filler(name))
         return array
 
-    def _prompt_arrays(self, prompt, mask, sources):
-        """Prompts as int32 [B, P], padded on the left, and which of it is real."""
+    def _prompt_arrays(self, inputs, sources):
+        """Prompts as int32 [B, P], padded on the left, which of it is real, and its segments."""
+        prompt, mask = inputs.get(self.graph.token_input), inputs.get(self.graph.mask_input)
         if prompt is None:
             start = self._start()
             batch = len(next(iter(sources.values()))) if sources else 1
-            return np.full((batch, 1), start, "int32"), np.ones((batch, 1), bool)
+            return np.full((batch, 1), start, "int32"), np.ones((batch, 1), bool), np.zeros((batch, 1), "int32")
         if is_ragged(prompt):
+            kept = [slice(None)] * len(prompt)
             rows = [list(row) for row in prompt]
         else:
             array = np.asarray(ops.convert_to_numpy(prompt))
@@ -297,9 +309,10 @@ class Generator:
                     f"`inputs[{self.graph.token_input!r}]` must have shape (batch, length); received {array.shape}."
                 )
             if mask is None:
-                rows = [row[slice(*real_span(row, self.pad_id))] for row in array]
+                kept = [slice(*real_span(row, self.pad_id)) for row in array]
             else:
-                rows = [row[keep] for row, keep in zip(array, np.asarray(mask).astype(bool), strict=True)]
+                kept = list(np.asarray(mask).astype(bool))
+            rows = [row[keep] for row, keep in zip(array, kept, strict=True)]
         if any(len(row) == 0 for row in rows):
             if self.start_id is None:
                 raise ValueError(
@@ -309,10 +322,21 @@ class Generator:
             rows = [row if len(row) else [self.start_id] for row in rows]
         lengths = np.array([len(row) for row in rows], "int32").reshape(-1, 1)
         length = bucket(int(lengths.max(initial=1)), PROMPT_BUCKET)
-        tokens = np.full((len(rows), length), self.pad_id, "int32")
-        for row, values in zip(tokens, rows, strict=True):
-            row[length - len(values) :] = values
-        return tokens, np.arange(length)[None] >= length - lengths
+        tokens = left_padded(rows, length, self.pad_id)
+        return tokens, np.arange(length)[None] >= length - lengths, self._segments(inputs, kept, rows, length)
+
+    def _segments(self, inputs, kept, rows, length):
+        """The segments of prompts, int32 [B, P]: all in the prefix unless `inputs` say otherwise."""
+        given = inputs.get(self.graph.segment_input)
+        if given is None:
+            return np.zeros((len(rows), length), "int32")
+        segments = [np.asarray(row)[keep] for row, keep in zip(given, kept, strict=True)]
+        if [len(row) for row in segments] != [len(row) for row in rows]:
+            raise ValueError(
+                f"`inputs[{self.graph.segment_input!r}]` must have a number for each token of the prompts, "
+                f"{[len(row) for row in rows]}; received {[len(row) for row in segments]}."
+            )
+        return left_padded(segments, length, 0)
 
     def _masks_padding(self, name):
         """Whether padding this source further changes nothing: it is masked where it is embedded."""
@@ -326,7 +350,8 @@ class Generator:
         return self.pad_id == 0 and len(x.shape) == 2 and x.shape[1] is None and masked
 
     def _check_names(self, inputs):
-        known = {*self.graph.source_inputs, self.graph.token_input, self.graph.mask_input} - {None}
+        beside = (self.graph.mask_input, self.graph.segment_input)
+        known = {*self.graph.source_inputs, self.graph.token_input, *beside} - {None}
         masks = {mask_name(name) for name in self.graph.source_inputs}
         missing, unknown = set(self.graph.source_inputs) - set(inputs) - masks, set(inputs) - known
         if missing or unknown:
@@ -352,6 +377,16 @@ class Generator:
                     f"Prompt and `max_new_tokens` together have {length} tokens, but `{layer.name}` has "
                     f"max_length={layer.max_length} positions, enough for {layer.max_length + 1} tokens."
                 )
+
+    def _check_placeholders(self, prompt):
+        for layer in self.graph.decoder_layers():
+            if isinstance(layer, Placeholders):
+                counts = (prompt == layer.token_id).sum(axis=-1)
+                if (counts != layer.count).any():
+                    raise ValueError(
+                        f"`inputs[{self.graph.token_input!r}]` must have the token {layer.token_id} for each of the "
+                        f"{layer.count} vectors of an image, in each row; received {counts.tolist()} of them."
+                    )
 
     def _check_cache(self):
         """Holds cached steps of the model to the same without a cache, so that what mixes positions shows."""
@@ -407,6 +442,14 @@ def bucket_tensor(size, smallest):
 def is_ragged(values):
     """Whether `values` is a list of rows, which may differ in length, rather than an array or tensor."""
     return isinstance(values, (list, tuple)) and all(isinstance(row, (list, tuple, np.ndarray)) for row in values)
+
+
+def left_padded(rows, length, pad_id):
+    """Rows of different lengths as an int32 array of `length` columns, padded on the left."""
+    array = np.full((len(rows), length), pad_id, "int32")
+    for row, values in zip(array, rows, strict=True):
+        row[length - len(values) :] = values
+    return array
 
 
 def pad_rows(rows, pad_id):

@@ -19,6 +19,9 @@ MIXING_LAYERS = (
 )
 
 
+SEGMENTS = "segment_ids"
+
+
 class Step:
     """One operation of the graph, with the keys of the tensors that go in and come out."""
 
@@ -50,6 +53,8 @@ class DecodingGraph:
     Attributes:
         token_input: str. Name of the input that reaches a causal self-attention.
         mask_input: str. Name of the input that says which of these tokens are real, or None (see `mask_name`).
+        segment_input: str. Name of the input that says which of these tokens belong to a prefix (0) and which follow it
+            (1), `segment_ids`, or None.
         source_inputs: dict from name to symbolic tensor of all other inputs.
 
     Raises:
@@ -68,11 +73,11 @@ class DecodingGraph:
         self.token_input = self._find_token_input(keys)
         self._token_key = keys[self.token_input]
         self.mask_input = mask_name(self.token_input) if mask_name(self.token_input) in keys else None
-        own = (self.token_input, self.mask_input)
+        self.segment_input = SEGMENTS if SEGMENTS in keys and self.token_input == "token_ids" else None
+        own = (self.token_input, self.mask_input, self.segment_input)
         self._source_keys = {name: key for name, key in keys.items() if name not in own}
         self.source_inputs = {x.name: x for x in model.inputs if x.name not in own}
-        self._mask_key = keys.get(self.mask_input)
-        self._mask_dtype = next((x.dtype for x in model.inputs if x.name == self.mask_input), None)
+        self._beside = {x.name: (keys[x.name], x.dtype) for x in model.inputs if x.name in own[1:]}
         depends = {keys[name] for name in own if name is not None}
         for step in self._steps:
             if depends.intersection(step.inputs):
@@ -90,11 +95,15 @@ class DecodingGraph:
             step.run(values)
         return [values[key] for key in self._boundary]
 
-    def decode(self, tokens, boundary):
-        """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary]."""
+    def decode(self, tokens, boundary, segments=None):
+        """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary].
+
+        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix.
+        """
         values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
-        if self.mask_input is not None:  # Which tokens are padding is said by the scope.
-            values[self._mask_key] = ops.ones_like(tokens, dtype=self._mask_dtype)
+        for name, (key, dtype) in self._beside.items():  # Which tokens are padding is said by the scope.
+            given = segments if name == self.segment_input else None
+            values[key] = ops.ones_like(tokens, dtype=dtype) if given is None else ops.cast(given, dtype)
         for step in self._decoder:
             step.run(values)
         return values[self._output]
