@@ -3,6 +3,7 @@
 import contextlib
 import re
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -89,19 +90,32 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
             variable._deferred_initialize()
     # What is saved is not packed, however it was stored.
     model.checkpoint_configuration = {n: value for n, value in configuration.items() if n != "quantization_config"}
-    model.checkpoint_unused = Unused(checkpoint, [own for name, own in names.items() if _is_unused(name, family)])
+    unused = {name: own for name, own in names.items() if _is_unused(name, family)}
+    model.checkpoint_rest = Rest(checkpoint if unused else None, unused, _generation_settings(directory))
     return model
 
 
-class Unused:
-    """Tensors of a checkpoint that no output of its model depends on: left in the mapped file until they are saved."""
+class Rest:
+    """What `save` writes and the model does not hold.
 
-    def __init__(self, checkpoint, names):
+    Args:
+        checkpoint: `Checkpoint`. Its tensors are left in the mapped file until they are saved.
+        unused: dict from names without the prefix to those in the file, of tensors that no output depends on.
+        files: dict from names of further files to their JSON.
+    """
+
+    def __init__(self, checkpoint, unused, files):
         self.checkpoint = checkpoint
-        self.names = names
+        self.unused = unused
+        self.files = files
 
-    def tensors(self, dtype):
-        return {name: np.asarray(self.checkpoint[name]).astype(dtype) for name in self.names}
+    def tensors(self, prefix, dtype):
+        return {prefix + name: np.asarray(self.checkpoint[own]).astype(dtype) for name, own in self.unused.items()}
+
+
+def _generation_settings(directory):
+    name = "generation_config.json"
+    return {name: read_json(directory, name)} if (Path(directory) / name).exists() else {}
 
 
 def _is_unused(name, family):
@@ -109,7 +123,7 @@ def _is_unused(name, family):
 
 
 def save(model, directory, configuration=None):
-    """Writes a model as a checkpoint directory that `transformers` reads.
+    """Writes a model as a checkpoint directory that `transformers` reads, with its `generation_config.json`.
 
     Args:
         model: a model that `load` returned, before or after training, or one of the same layers and names.
@@ -138,12 +152,12 @@ def save(model, directory, configuration=None):
     task = find_task(family, configuration)
     prefix = "" if task == "bare" else family.prefix
     tensors = whole_tensors(_places(model, family, prefix))
-    unused = getattr(model, "checkpoint_unused", None)
-    if unused is not None:
-        tensors = {**unused.tensors(next(iter(tensors.values())).dtype), **tensors}
+    rest = getattr(model, "checkpoint_rest", None)
+    if rest is not None:
+        tensors = {**rest.tensors(prefix, next(iter(tensors.values())).dtype), **tensors}
     kind = keras.backend.standardize_dtype(model.weights[0].dtype)
     configuration = {**configuration, "torch_dtype" if "torch_dtype" in configuration else "dtype": kind}
-    write_checkpoint(directory, configuration, tensors)
+    write_checkpoint(directory, configuration, tensors, {} if rest is None else rest.files)
 
 
 def whole_tensors(places):

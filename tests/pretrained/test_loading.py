@@ -186,6 +186,15 @@ def test_a_loaded_model_is_like_any_other(name, tiny, tmp_path):
     assert not (tmp_path / "with_lora").exists()
 
 
+def test_generation_settings_go_along(tiny, tmp_path):
+    directory, reference = tiny()
+    settings = {**json.loads((directory / "generation_config.json").read_text()), "suppress_tokens": [5], "top_k": 7}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    kt.pretrained.save(kt.pretrained.load(directory), tmp_path / "ours")
+    again = type(reference).from_pretrained(tmp_path / "ours").generation_config
+    assert (again.suppress_tokens, again.top_k, again.eos_token_id) == ([5], 7, 1)
+
+
 def test_trained_weights_are_saved(tiny, tmp_path):
     directory, _ = tiny("bert, sequence")
     model = kt.pretrained.load(directory)
