@@ -22,6 +22,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"keras_transformer {release}"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 
 # Docstrings are written as those of Keras are: single backticks are code, sections are Google's.
 default_role = "code"
