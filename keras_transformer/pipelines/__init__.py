@@ -1,9 +1,15 @@
 """From raw text to text: corpora, tokenizers, batches, and the pipeline that saves and exports them with a model."""
 
+from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import token_batches
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
+from keras_transformer.pipelines.images import ImagePreprocessor
 from keras_transformer.pipelines.pipeline import Pipeline, load
 from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
+from keras_transformer.pipelines.readers import ImageReader, ImageTextReader, PairReader, SoundReader, TextReader
+from keras_transformer.pipelines.sounds import SoundPreprocessor
+from keras_transformer.pipelines.speech_prompt import SpeechPrompt
+from keras_transformer.pipelines.tokenizer_files import read_tokenizer
 from keras_transformer.pipelines.tokenizers import (
     SentencePieceTokenizer,
     SubwordTokenizer,
@@ -15,16 +21,27 @@ from keras_transformer.pipelines.tokenizers import (
 )
 
 __all__ = [
+    "BestLabel",
+    "GeneratedText",
+    "ImagePreprocessor",
+    "ImageReader",
+    "ImageTextReader",
+    "PairReader",
     "Pipeline",
     "PretrainedPipeline",
     "SentencePieceTokenizer",
+    "SoundPreprocessor",
+    "SoundReader",
+    "SpeechPrompt",
     "SubwordTokenizer",
+    "TextReader",
     "WordPieceTokenizer",
     "hold_out",
     "load",
     "load_pretrained",
     "number_pairs",
     "read_pairs",
+    "read_tokenizer",
     "token_batches",
     "token_ids",
     "train_sentence_piece",

@@ -1,110 +1,193 @@
-"""Text to text with a checkpoint's own tokenizer."""
+"""Text, images or sound to text with a checkpoint."""
 
 from pathlib import Path
 
 from keras_transformer.generation import Generator
+from keras_transformer.layers import Placeholders
+from keras_transformer.pipelines.answers import BestLabel, GeneratedText
+from keras_transformer.pipelines.images import ImagePreprocessor
+from keras_transformer.pipelines.readers import (
+    ImageReader,
+    ImageTextReader,
+    PairReader,
+    SoundReader,
+    TextReader,
+    padded,
+)
+from keras_transformer.pipelines.sounds import SoundPreprocessor
+from keras_transformer.pipelines.speech_prompt import SpeechPrompt
+from keras_transformer.pipelines.tokenizer_files import SpecialTokens, read_tokenizer
+from keras_transformer.pretrained import load
+from keras_transformer.pretrained.checkpoint import read_json
+
+END_OF_MIDDLE = "▁<EOT>"
 
 
 class PretrainedPipeline:
-    """A generator and the tokenizer of its checkpoint: sentences to sentences, or beginnings to what follows.
-
-    An encoder-decoder reads each text and writes another; a decoder-only model goes on with the text, and what it adds
-    is returned. Special tokens are put in as the tokenizer says, and left out of the result.
+    """From raw inputs to text: what reads them, and what answers.
 
     Args:
-        generator: `keras_transformer.generation.Generator`.
-        tokenizer: `tokenizers.Tokenizer`.
-        max_new_tokens: int. How many tokens may be generated for one text.
-
-    Raises:
-        ValueError: if the model reads no text, or `max_new_tokens` is not a positive integer.
+        read: function from a list of raw inputs to a dict of what the model reads, such as a `TextReader`.
+        answer: function from this dict to a list of strings, such as `GeneratedText` or `BestLabel`.
 
     Example:
 
     >>> from tokenizers import Tokenizer, models
+    >>> from keras_transformer.pipelines import GeneratedText, TextReader
     >>> words = ["<pad>", "<s>", "</s>", "<unk>", "dogs", "hunde"]
     >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     >>> model = kt.models.transformer(6, 6, dim=8, depth=1, num_heads=2, hidden_dim=8)
-    >>> pipeline = kt.pipelines.PretrainedPipeline(kt.generation.Generator(model, 1, 2), tokenizer, max_new_tokens=4)
+    >>> answer = GeneratedText(kt.generation.Generator(model, 1, 2), tokenizer, max_new_tokens=4)
+    >>> pipeline = kt.pipelines.PretrainedPipeline(TextReader(tokenizer, "source_ids"), answer)
     >>> len(pipeline.predict(["dogs", "hunde"]))
     2
     """
 
-    def __init__(self, generator, tokenizer, max_new_tokens=128):
-        names = [x.name for x in generator.model.inputs]
-        self.input_name = next((name for name in ("source_ids", "token_ids") if name in names), None)
-        if self.input_name is None:
-            raise ValueError(
-                f"`generator` must hold a model that reads `source_ids` or `token_ids`; received one with {names}."
-            )
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be a positive integer; received {max_new_tokens!r}.")
-        self.generator = generator
-        self.tokenizer = tokenizer
-        self.max_new_tokens = max_new_tokens
+    def __init__(self, read, answer):
+        self.read = read
+        self.answer = answer
 
-    def predict(self, texts, batch_size=32):
-        """Generates a text for each of a list of texts.
+    def predict(self, raw_inputs, batch_size=32):
+        """Answers each of a list of raw inputs.
 
         Args:
-            texts: list of str.
-            batch_size: int. How many texts to process at once.
+            raw_inputs: list of what `read` takes: texts, images, sounds, or pairs of an image and a text.
+            batch_size: int. How many of them to process at once.
 
         Returns:
-            List of str, in the order of `texts`.
+            List of str, in the order of `raw_inputs`.
 
         Raises:
-            ValueError: if `texts` is one string, or a text has no token.
+            ValueError: if `raw_inputs` is no list, or one of them cannot be read.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"`texts` must be a list of strings; received {texts!r}.")
+        if not isinstance(raw_inputs, list | tuple):
+            raise ValueError(f"`raw_inputs` must be a list of raw inputs; received {raw_inputs!r}.")
         results = []
-        for begin in range(0, len(texts), batch_size):
-            batch = self.tokenizer.encode_batch(list(texts[begin : begin + batch_size]))
-            rows = [encoding.ids for encoding in batch]
-            if not all(rows):
-                raise ValueError(f"`texts` must have a token each; number {begin + rows.index([])} has none.")
-            ids = self.generator.generate({self.input_name: rows}, self.max_new_tokens)
-            results.extend(self.tokenizer.decode_batch([self._kept(row) for row in ids.tolist()]))
+        for begin in range(0, len(raw_inputs), batch_size):
+            results.extend(self.answer(self.read(raw_inputs[begin : begin + batch_size])))
         return results
 
-    def _kept(self, row):
-        """A row of generated ids without what fills it up behind its end."""
-        while row and row[-1] == self.generator.pad_id:
-            row.pop()
-        return row
 
+def load_pretrained(directory, max_new_tokens=128, language=None, task=None, labels=None, **options):
+    """Loads a checkpoint in the Hugging Face layout with its tokenizer and preprocessor, as a pipeline to text.
 
-def load_pretrained(directory, max_new_tokens=128, **options):
-    """Loads a checkpoint in the Hugging Face layout with its tokenizer, as a pipeline from text to text.
+    What it takes follows from what its model reads:
+
+    - texts, which an encoder-decoder turns into others, a decoder-only model goes on with, and a classifier labels,
+      also in pairs; Code Llama gives what `<FILL_ME>` stands for in a text,
+    - images (paths, Pillow images, or arrays uint8 `[height, width, channels]`), which get a label,
+    - pairs `(image, text)`, with `<image>` in the text where the image belongs; PaliGemma's may leave it out,
+    - sounds (paths, or arrays of floats at the model's own rate), which get a transcript.
 
     Args:
-        directory: path of a directory with `config.json`, weights, and `tokenizer.json`.
-        max_new_tokens: int. How many tokens may be generated for one text.
+        directory: path of a directory with `config.json`, weights, and the files of the tokenizer (see
+            `read_tokenizer`) or the preprocessor (see `ImagePreprocessor` and `SoundPreprocessor`) or both.
+        max_new_tokens: int. How many tokens may be generated for one answer.
+        language: str. Code of the language that is spoken, such as `"en"`; by default it is detected.
+        task: str. `"transcribe"` or `"translate"` speech; by default what the checkpoint says.
+        labels: strings, of which a model of images and texts, such as CLIP, finds the one that fits an image. For
+            classifiers, they go before the names in the checkpoint.
         **options: arguments of `Generator`, which go before the settings of the checkpoint.
 
     Returns:
         `PretrainedPipeline`.
 
     Raises:
-        FileNotFoundError: if there is no `tokenizer.json`.
-        ValueError: as `kt.pretrained.load` and `Generator.from_pretrained`.
+        FileNotFoundError: if files are missing; those that would do are listed.
+        ValueError: as `kt.pretrained.load` and `Generator.from_pretrained`; or if the model neither generates nor
+            classifies, or an option is not for a model of its kind.
 
     Example:
 
     >>> kt.pipelines.load_pretrained("nowhere")
     Traceback (most recent call last):
     ...
-    FileNotFoundError: `directory` must hold the tokenizer of the checkpoint as tokenizer.json; ...
+    FileNotFoundError: ...
     """
-    from tokenizers import Tokenizer
+    model = load(directory)
+    inputs = {x.name: x for x in model.inputs}
+    if not ("features" in inputs or language is None and task is None):
+        raise ValueError(f"`language` and `task` are for models of speech; received {language!r} and {task!r}.")
+    if isinstance(model.output, dict):
+        return _matching(directory, model, inputs, labels, options)
+    if len(model.output.shape) == 2:
+        return _classifying(directory, model, inputs, labels, options)
+    if labels is not None:
+        raise ValueError(f"`labels` are for models that classify; this one generates, and received {labels!r}.")
+    tokenizer = read_tokenizer(directory)
+    generator = _generator(directory, model, tokenizer, options)
+    answer = GeneratedText(generator, tokenizer, max_new_tokens)
+    if "features" in inputs:
+        prompt = SpeechPrompt.from_directory(directory, language, task)
+        return PretrainedPipeline(SoundReader(SoundPreprocessor.from_directory(directory), prompt, model), answer)
+    if "images" in inputs:
+        return PretrainedPipeline(_image_text_reader(directory, model, inputs, tokenizer), answer)
+    name = next(name for name in ("source_ids", "token_ids") if name in inputs)
+    return PretrainedPipeline(TextReader(tokenizer, name), answer)
 
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`directory` must hold the tokenizer of the checkpoint as tokenizer.json; there is no {path}."
+
+def _generator(directory, model, tokenizer, options):
+    generator = Generator.from_pretrained(directory, model, **options)
+    end_of_middle = tokenizer.token_to_id(END_OF_MIDDLE)
+    if end_of_middle is None or "end_id" in options:
+        return generator
+    # What is filled in has an end of its own.
+    config = generator.get_config()
+    ends = config["end_id"] if isinstance(config["end_id"], list) else [config["end_id"]]
+    return Generator.from_config(model, {**config, "end_id": [*(x for x in ends if x is not None), end_of_middle]})
+
+
+def _image_reader(directory, inputs):
+    shape = inputs["images"].shape[1:]
+    return ImageReader(ImagePreprocessor.from_directory(directory, shape[-1]), shape)
+
+
+def _image_text_reader(directory, model, inputs, tokenizer):
+    layer = next(layer for layer in model.layers if isinstance(layer, Placeholders))
+    begin = None
+    if "segment_ids" in inputs:  # Its prompts see themselves in both directions, the image first.
+        begin = SpecialTokens.from_directory(Path(directory)).named.get("bos_token")
+        if begin is None:
+            raise ValueError(f"tokenizer_config.json in {directory} must name the `bos_token` behind the image.")
+        begin = begin.content
+    return ImageTextReader(_image_reader(directory, inputs), tokenizer, layer.token_id, layer.count, begin)
+
+
+def _classifying(directory, model, inputs, labels, options):
+    """Texts or images to the names of their classes."""
+    _refuse_options(options)
+    configuration = read_json(directory, "config.json")
+    count = model.output.shape[-1]
+    kind = configuration.get("problem_type")
+    if kind not in (None, "single_label_classification") or count < 2:
+        raise ValueError(
+            f"`problem_type` in {directory} must be 'single_label_classification' to choose one of several labels; "
+            f"received {kind!r} with {count} labels. Use `kt.pretrained.load` for the numbers."
         )
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()  # A text that is too long is an error of the model, not cut.
-    return PretrainedPipeline(Generator.from_pretrained(directory, **options), tokenizer, max_new_tokens)
+    names = configuration.get("id2label") or {}
+    answer = BestLabel(model, labels or [names.get(str(i), f"LABEL_{i}") for i in range(count)])
+    if "images" in inputs:
+        return PretrainedPipeline(_image_reader(directory, inputs), answer)
+    pad_id = configuration.get("pad_token_id")
+    reader = PairReader(read_tokenizer(directory), 0 if pad_id is None else pad_id, "segment_ids" in inputs)
+    return PretrainedPipeline(reader, answer)
+
+
+def _matching(directory, model, inputs, labels, options):
+    """Images to the one of several texts that fits best."""
+    if "logits_per_image" not in model.output:
+        raise ValueError(
+            f"The checkpoint in {directory} must generate or classify; its model has the outputs "
+            f"{sorted(model.output)}. Use `kt.pretrained.load`, or another `architectures` in its config.json."
+        )
+    _refuse_options(options)
+    if not labels:
+        raise ValueError("`labels` must be the texts of which one is to fit an image; received none.")
+    rows = [encoding.ids for encoding in read_tokenizer(directory).encode_batch(list(labels))]
+    given = {"token_ids": padded(rows, 0), "padding_mask": padded([[1] * len(row) for row in rows], 0)}
+    return PretrainedPipeline(_image_reader(directory, inputs), BestLabel(model, labels, given, "logits_per_image"))
+
+
+def _refuse_options(options):
+    if options:
+        raise ValueError(f"The options of `Generator` are for models that generate; received {sorted(options)}.")
