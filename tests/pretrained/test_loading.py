@@ -11,8 +11,6 @@ from reference_checkpoints import TEXT_MODELS, assert_close, expected, make, out
 import keras_transformer as kt
 from keras_transformer.pretrained.checkpoint import Checkpoint, write_checkpoint
 
-TENSORFLOW = keras.backend.backend() == "tensorflow"
-
 
 @pytest.fixture
 def tiny(tmp_path):
@@ -151,36 +149,12 @@ def test_saving_refuses_another_model_and_what_it_does_not_know(tiny, tmp_path):
             np.testing.assert_array_equal(theirs[name], ours[name])
 
 
-@pytest.mark.parametrize("name", ["bert, sequence", "gpt2", "llama", "gemma2"])
-def test_a_loaded_model_is_like_any_other(name, tiny, tmp_path):
-    directory, reference = tiny(name)
+def test_what_low_rank_adapters_add_has_no_place_in_a_checkpoint(tiny, tmp_path):
+    directory, _ = tiny("bert, sequence")
     model = kt.pretrained.load(directory)
-    lines = []
-    model.summary(print_fn=lines.append)
-    assert any("coder_block_1" in line for line in "\n".join(map(str, lines)).splitlines())
-    batch = text_batch(reference, "right")
-    inputs = {x.name: batch[x.name] for x in model.inputs}
-    model.save(tmp_path / "model.keras")
-    reloaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(model.predict(inputs, verbose=0), reloaded.predict(inputs, verbose=0))
-    if TENSORFLOW:
-        import tensorflow as tf
-
-        model.export(tmp_path / "saved_model", verbose=False)
-        loaded = tf.saved_model.load(tmp_path / "saved_model")
-        served = loaded.serve(inputs)
-        np.testing.assert_allclose(served.numpy(), model.predict(inputs, verbose=0), atol=1e-4, rtol=1e-4)
-    shape = model.output_shape
-    labels = np.zeros((3, *(11 for _ in shape[2:])), "int32")
-    reloaded.quantize("int8")
-    assert np.isfinite(reloaded.predict(inputs, verbose=0)).all()
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.Dense) and layer.path.endswith(("query", "value")):
+        if layer.name == "query":
             layer.enable_lora(2)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-3), loss)
-    history = model.fit(inputs, labels, epochs=3, verbose=0, batch_size=3).history["loss"]
-    assert history[-1] < history[0]
     with pytest.raises(ValueError, match="lora.*has no place there"):
         kt.pretrained.save(model, tmp_path / "with_lora")
     assert not (tmp_path / "with_lora").exists()
