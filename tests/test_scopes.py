@@ -5,7 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
-from harness import as_numpy, case_id, compiled, pairs, random
+from harness import as_numpy, case_id, compiled, lengths, pairs, random
 from keras import ops
 
 import keras_transformer as kt
@@ -186,6 +186,38 @@ def test_dynamic_rotary_equals_the_whole_up_to_the_length_of_training_and_in_one
     expected = as_numpy(layer(x, mask=ops.convert_to_tensor(padding)))
     output, _ = decode(lambda start, stop: layer(x[:, start:stop]), steps, padding)
     np.testing.assert_allclose(output[padding], expected[padding], atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_prefix_in_the_first_call_is_seen_by_what_follows_as_ever(window):
+    layer = kt.layers.MultiHeadSelfAttention(2, causal=True, sliding_window=window)
+    x, prefix, real = random(2, 7, 8), lengths(4, 2, size=7), np.ones((2, 7), bool)
+    real[1, 0] = False
+    whole = as_numpy(layer(x, mask=real, prefix_mask=prefix))
+    causal = as_numpy(layer(x, mask=real))
+    assert np.abs(whole - causal)[0, :3].max() > 1e-3 > 1e-5 > np.abs(whole - causal)[0, 4:].max()
+    with kt.scopes.DecodingScope(max_length=9) as scope:
+        parts = [layer(x[:, :5], mask=real[:, :5], prefix_mask=prefix[:, :5])]
+    for i in (5, 6):
+        with kt.scopes.DecodingScope(scope.cache, index=i) as scope:
+            parts.append(layer(x[:, i : i + 1], mask=real[:, i : i + 1], prefix_mask=prefix[:, i : i + 1]))
+    np.testing.assert_allclose(np.concatenate([as_numpy(part) for part in parts], axis=1)[real], whole[real], atol=1e-5)
+
+
+def test_placeholders_are_counted_from_call_to_call():
+    layer = kt.layers.Placeholders(9)
+    x, ids, vectors = random(2, 6, 4), np.array([[9, 1, 9, 9, 9, 2], [1, 1, 9, 2, 9, 9]], "int32"), random(2, 2, 4)
+    whole = as_numpy(layer(x, ids, vectors))
+    held = {(0, 0): 0, (0, 2): 1, (1, 2): 0, (1, 4): 1}  # A third one keeps its embedding.
+    for row, place in np.ndindex(2, 6):
+        number = held.get((row, place))
+        np.testing.assert_array_equal(whole[row, place], x[row, place] if number is None else vectors[row, number])
+    parts, cache = [], None
+    for start, end in ((0, 3), (3, 4), (4, 5), (5, 6)):
+        with kt.scopes.DecodingScope(cache, index=start, max_length=6) as scope:
+            parts.append(as_numpy(layer(x[:, start:end], ids[:, start:end], vectors)))
+        cache = scope.cache
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_dynamic_rotary_turns_each_key_by_the_length_at_its_coming():

@@ -17,6 +17,7 @@ from keras_transformer.layers import (
     MixtureOfExperts,
     MultiHeadSelfAttention,
     PatchEmbedding,
+    Placeholders,
     PositionalEmbedding,
     PrefixTokens,
     RelativePositionBias,
@@ -79,6 +80,7 @@ CONSTRUCTION = [
     (lambda: PatchEmbedding(0, 8), "`patch_size` must be a positive number.*patch_size=0"),
     (lambda: PatchEmbedding((4, 4, 3), 8), r"or a pair of them.*patch_size=\(4, 4, 3\)"),
     (lambda: PatchEmbedding(4, 0), "`dim` must be a positive width; received dim=0"),
+    (lambda: Placeholders(-1), "`token_id` must be the number of a token; received token_id=-1"),
     (lambda: PrefixTokens(0), "`count` must be a positive.*count=0"),
     (lambda: RotaryEmbedding(base=0), "`base` must be positive; received base=0"),
     (lambda: RotaryEmbedding(dim=3), "`dim` must be even.*dim=3"),
@@ -155,6 +157,18 @@ CALLS = [
     (
         lambda x, c: DecoderBlock(2, 8, 2)(x, c, context_mask=lengths(5, 3, size=5)),
         r"`context_mask` must .*, 7\) to match `context`.*, 5\)",
+    ),
+    (
+        lambda x, c: DecoderBlock(2, 8)(x, prefix_mask=lengths(7, 3, size=7)),
+        r"`prefix_mask` must have shape .* 5\) to match `x`.*, 7\)",
+    ),
+    (
+        lambda x, c: MultiHeadSelfAttention(2)(x, prefix_mask=np.ones((2, 5), "int32")),
+        r"`prefix_mask` must be boolean \(True = attend\); received dtype int32",
+    ),
+    (
+        lambda x, c: Placeholders(9)(x, np.full((2, 5), 9), c[..., :3]),
+        r"`vectors` must have shape \(batch, count, 8\).*received .*, 7, 3\)",
     ),
     (
         lambda x, c: MultiHeadSelfAttention(2)(x, attention_mask=np.ones((2, 5, 7), bool)),

@@ -22,6 +22,7 @@ from keras_transformer.layers import (
     MixtureOfExperts,
     MultiHeadSelfAttention,
     PatchEmbedding,
+    Placeholders,
     PositionalEmbedding,
     PrefixTokens,
     RelativePositionBias,
@@ -35,6 +36,7 @@ from keras_transformer.layers import (
 X = random(2, 5, 8)
 CONTEXT = random(2, 7, 12, seed=1)
 MASK = lengths(5, 3, size=5)
+PREFIX = lengths(3, 2, size=5)
 CONTEXT_MASK = lengths(4, 7, size=7)
 HEADS = random(2, 2, 5, 8, seed=2)
 PAIRWISE = np.random.default_rng(3).random((2, 5, 5)) < 0.7
@@ -54,6 +56,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddi
 BUCKETS = {"num_buckets": 8, "max_distance": 16}
 
 SELF = {"x": X}
+HOLDING = {"x": X, "token_ids": np.array([[9, 9, 3, 0, 1], [3, 9, 4, 9, 3]], "int32")}
 CONTEXT_ALONE = {"x": CONTEXT}
 CROSS = {"x": X, "context": CONTEXT}
 BIAS_OF = {heads: (1, heads, 5, 5) for heads in range(1, 13)}
@@ -106,6 +109,11 @@ CASES = [
         MultiHeadSelfAttention,
         {"num_heads": 4, "num_key_value_heads": 2, "sliding_window": 2, "dropout": 0.3, "softmax": AttentionSinks(4)},
         {"x": X, "mask": MASK},
+    ),
+    (
+        MultiHeadSelfAttention,
+        {"num_heads": 2, "causal": True, "sliding_window": 2, "position": RotaryEmbedding()},
+        {"x": X, "mask": MASK, "prefix_mask": PREFIX},
     ),
     (CrossAttention, {"num_heads": 2}, CROSS),
     (CrossAttention, {"num_heads": 4, "num_key_value_heads": 2, "use_bias": False}, CROSS),
@@ -182,6 +190,7 @@ CASES = [
         {"x": X, "mask": MASK},
     ),
     (DecoderBlock, {"self_attention": 2, "feed_forward": 16}, SELF),
+    (DecoderBlock, {"self_attention": 2, "feed_forward": 16}, {"x": X, "mask": MASK, "prefix_mask": PREFIX}),
     (DecoderBlock, {"self_attention": 2, "feed_forward": 16, "cross_attention": 2}, CROSS),
     (
         DecoderBlock,
@@ -245,6 +254,15 @@ CASES = [
     (PatchEmbedding, {"patch_size": 1, "dim": 4}, {"x": random(1, 3, 2, 2)}, (1, 6, 4)),
     (PatchEmbedding, {"patch_size": (5, 3), "dim": 6}, {"x": random(3, 5, 3, 4)}, (3, 1, 6)),
     (PatchEmbedding, {"patch_size": 2, "dim": 16, "use_bias": False}, {"x": random(1, 2, 8, 3)}, (1, 4, 16)),
+    *(
+        (
+            Placeholders,
+            {"token_id": token_id},
+            {**HOLDING, "vectors": random(2, count, 8, seed=8)},
+            X.shape,
+        )
+        for token_id, count in ((9, 2), (9, 1), (9, 4), (3, 2), (0, 3), (7, 1))
+    ),
     (PrefixTokens, {}, SELF, (2, 6, 8)),
     (PrefixTokens, {"count": 2}, SELF, (2, 7, 8)),
     (PrefixTokens, {"count": 4}, {"x": random(3, 1, 6)}, (3, 5, 6)),

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_transformer.ops import check_mask, first_real, make_attention_mask
 
+UNEVEN_KEYS = np.array([[True, True, True, True, False], [False, True, True, True, True]])
 UNEVEN = np.array([[True, True, True, False], [False, True, True, True]])
 
 
@@ -41,6 +42,18 @@ def test_mask_says_who_may_attend_to_whom(query, key, arguments, allowed, jit):
     np.testing.assert_array_equal(np.broadcast_to(as_numpy(mask), (2, len(query), len(key))), expected)
 
 
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_prefix_sees_itself_whatever_else_is_said(window):
+    keys = np.array([[True, True, True, False, False], [False, True, True, True, False]])
+    queries = keys[:, 1:4]
+    mask = as_numpy(make_attention_mask(np.arange(1, 4), np.arange(5), True, window, UNEVEN_KEYS, (queries, keys)))
+    for b, q, k in np.ndindex(mask.shape):
+        near = k <= q + 1 and (window is None or q + 1 - k < window)
+        assert mask[b, q, k] == ((near or (queries[b, q] and keys[b, k])) and UNEVEN_KEYS[b, k])
+    both_ways = make_attention_mask(np.arange(3), np.arange(3), prefix=(keys[:, :3], keys[:, :3]))
+    assert both_ways is None  # Who sees everything sees a prefix.
+
+
 def test_positions_of_each_row():
     query, key = np.array([[0, 1], [2, 3]]), np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
     mask = as_numpy(make_attention_mask(query, key, causal=True))
@@ -58,6 +71,7 @@ def test_nothing_to_mask_is_none():
         ({"window": -2, "causal": True}, "window=-2"),
         ({"padding": np.ones((2, 3))}, r"`padding` must be boolean \(True = attend\); received dtype float64"),
         ({"padding": np.ones((2, 3), "int32")}, "received dtype int32"),
+        ({"causal": True, "prefix": (np.ones((2, 3)), np.ones((2, 3)))}, "`prefix` must be boolean"),
     ],
 )
 def test_bad_input(arguments, message):
