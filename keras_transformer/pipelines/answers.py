@@ -1,6 +1,7 @@
 """From what a model reads to the text that it answers with.
 
-An answer is called with a dict of the model's inputs, and returns a list of strings.
+An answer is called with a dict of the model's inputs, and returns a list of strings. Its method `in_graph` returns a
+function that does the same with tensors inside of a TensorFlow graph.
 """
 
 import re
@@ -44,6 +45,29 @@ class GeneratedText:
         texts = self.tokenizer.decode_batch([self._kept(row) for row in ids.tolist()])
         return [TIME_STAMPS.sub("", text) for text in texts] if "features" in inputs else texts
 
+    @property
+    def model(self):
+        return self.generator.model
+
+    @property
+    def pad_id(self):
+        return self.generator.pad_id
+
+    def in_graph(self):
+        import tensorflow as tf
+
+        from keras_transformer.pipelines.graph_decoder import GraphDecoder
+
+        decoder = GraphDecoder.of(self.tokenizer)
+
+        def answer(inputs):
+            ids = self.generator.generate_tensors(inputs, self.max_new_tokens)
+            places = tf.where(ids != self.pad_id, tf.range(self.max_new_tokens), -1)
+            texts = decoder(tf.RaggedTensor.from_tensor(ids, lengths=tf.reduce_max(places, axis=1) + 1))
+            return tf.strings.regex_replace(texts, TIME_STAMPS.pattern, "") if "features" in inputs else texts
+
+        return answer
+
     def _kept(self, row):
         """A row of generated ids without what fills it up behind its end."""
         while row and row[-1] == self.generator.pad_id:
@@ -83,6 +107,13 @@ class BestLabel:
 
     def __call__(self, inputs):
         return [self.labels[i] for i in np.asarray(ops.convert_to_numpy(self.indices(inputs)))]
+
+    pad_id = None
+
+    def in_graph(self):
+        import tensorflow as tf
+
+        return lambda inputs: tf.gather(tf.constant(self.labels), self.indices(inputs))
 
     def indices(self, inputs):
         """The number of the best label of each row."""

@@ -150,7 +150,7 @@ class Pipeline:
             "tokenizers": {name: keras.saving.serialize_keras_object(item) for name, item in tokenizers.items()},
             "max_new_tokens": self.max_new_tokens,
         }
-        with _written_at_once(directory, PIPELINE_FILES) as staging:
+        with written_at_once(directory, PIPELINE_FILES) as staging:
             self.generator.model.save(staging / "model.keras")
             for name, tokenizer in tokenizers.items():
                 (staging / name).mkdir()
@@ -189,7 +189,7 @@ class Pipeline:
         # A SavedModel keeps the variables and tables that it can reach from its root.
         module.model, module.source, module.target = self.generator.model, self.source, self.target
         module.translate = self._translate
-        with _written_at_once(directory, SAVED_MODEL_FILES) as staging:
+        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
             tf.saved_model.save(module, staging, signatures={"serving_default": self._translate})
 
 
@@ -236,7 +236,7 @@ def load(directory):
 
 
 @contextlib.contextmanager
-def _written_at_once(directory, own_files):
+def written_at_once(directory, own_files):
     """Yields a new directory beside `directory` that takes its place when the block has ended without an error."""
     directory = Path(os.path.abspath(directory))
     if directory.exists():

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import keras
+import tensorflow as tf
+
 from keras_transformer.generation import Generator
 from keras_transformer.layers import Placeholders
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.images import ImagePreprocessor
+from keras_transformer.pipelines.pipeline import SAVED_MODEL_FILES, written_at_once
 from keras_transformer.pipelines.readers import (
     ImageReader,
     ImageTextReader,
@@ -66,6 +70,51 @@ class PretrainedPipeline:
         for begin in range(0, len(raw_inputs), batch_size):
             results.extend(self.answer(self.read(raw_inputs[begin : begin + batch_size])))
         return results
+
+    def export(self, directory):
+        """Writes a SavedModel that takes raw inputs and returns texts.
+
+        Its signature `serving_default` takes what the pipeline reads, a batch of any size: `text`, strings; `images`,
+        uint8 `[batch, height, width, channels]` of one size; or `sounds`, floats `[batch, samples]`, filled up with
+        zeros. It returns `text`, as many strings. A process that loads it needs `tensorflow` and `tensorflow_text`,
+        whose import registers the operations of tokenizers, and nothing of Keras:
+
+        ```python
+        import tensorflow as tf
+        import tensorflow_text
+
+        answer = tf.saved_model.load("saved_model").signatures["serving_default"]
+        answer(text=tf.constant(["Good morning."]))["text"].numpy()
+        ```
+
+        Texts have the same tokens as in `predict`: before anything is written, that is tried with texts and tokens that
+        tell tokenizers apart. Resized images may differ by a shade of 255 from those of `predict`. Pairs of texts,
+        and `<FILL_ME>`, are for `predict` alone.
+
+        Args:
+            directory: str or path. An earlier SavedModel there is replaced.
+
+        Raises:
+            RuntimeError: if the backend is not TensorFlow.
+            ValueError: if a part of the tokenizer or the preprocessor has no counterpart in TensorFlow, with its name.
+            FileExistsError: if the directory holds something else than a SavedModel.
+        """
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                "`export` writes a TensorFlow graph and needs the TensorFlow backend; the backend is "
+                f"{keras.backend.backend()}. Load and export the checkpoint in a process with KERAS_BACKEND=tensorflow."
+            )
+        read, answer = self.read.in_graph(self.answer.model, self.answer.pad_id), self.answer.in_graph()
+
+        def serve(*raw_inputs):
+            return {"text": answer(read(*raw_inputs))}
+
+        module = tf.Module()
+        # A SavedModel keeps the variables and tables that it can reach from its root.
+        module.weights, module.read = [variable.value for variable in self.answer.model.variables], read
+        module.serve = tf.function(serve, input_signature=read.signature, autograph=False)
+        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
+            tf.saved_model.save(module, staging, signatures={"serving_default": module.serve})
 
 
 def load_pretrained(directory, max_new_tokens=128, language=None, task=None, labels=None, **options):

@@ -1,12 +1,15 @@
 """From raw inputs to what a model reads: one small class for each kind of input.
 
-A reader is called with a list of raw inputs, and returns a dict of the model's inputs.
+A reader is called with a list of raw inputs, and returns a dict of the model's inputs. Its method `in_graph` returns
+what does the same with tensors of raw inputs inside of a TensorFlow graph (see `graph_readers`).
 """
 
 import copy
 
 import numpy as np
 from keras import ops
+
+from keras_transformer.generation.graph import mask_name
 
 FILL = "<FILL_ME>"
 INFILLING = ("▁<PRE>", "▁<SUF>", "▁<MID>")
@@ -37,6 +40,12 @@ class TextReader:
 
     def __call__(self, texts):
         return {self.input_name: self.rows(texts)}
+
+    def in_graph(self, model, pad_id):
+        from keras_transformer.pipelines.graph_readers import GraphTexts
+
+        mask = mask_of(self.input_name, model)
+        return GraphTexts(self.tokenizer, self.input_name, mask, pad_id, fills_in=self.infilling is not None)
 
     def rows(self, texts):
         """The ids of each text, in a list."""
@@ -116,6 +125,12 @@ class PairReader:
             inputs["segment_ids"] = padded([encoding.type_ids for encoding in encodings], 0)
         return inputs
 
+    def in_graph(self, model, pad_id=None):
+        from keras_transformer.pipelines.graph_readers import GraphTexts
+
+        segments = "segment_ids" if self.has_segments else None
+        return GraphTexts(self.tokenizer, "token_ids", "padding_mask", self.pad_id, segments)
+
 
 class ImageReader:
     """Images as the batch that a model reads.
@@ -145,6 +160,11 @@ class ImageReader:
             )
         return {"images": batch}
 
+    def in_graph(self, model, pad_id=None):
+        from keras_transformer.pipelines.graph_readers import GraphImages
+
+        return GraphImages(self.preprocessor)
+
 
 class SoundReader:
     """Sounds as spectra, and what the decoder is to begin with.
@@ -171,6 +191,11 @@ class SoundReader:
     def __call__(self, sounds):
         features = self.preprocessor(sounds)
         return {"features": features, "target_ids": ops.convert_to_numpy(self.prompt(self.model, features))}
+
+    def in_graph(self, model, pad_id):
+        from keras_transformer.pipelines.graph_readers import GraphSounds
+
+        return GraphSounds(self.preprocessor, self.prompt, self.model)
 
 
 class ImageTextReader:
@@ -218,6 +243,12 @@ class ImageTextReader:
         images, texts = zip(*pairs, strict=True)
         return {**self.read_images(images), "token_ids": [self.row(text) for text in texts]}
 
+    def in_graph(self, model, pad_id):
+        from keras_transformer.pipelines.graph_readers import GraphImageTexts, GraphTexts
+
+        texts = GraphTexts(self.tokenizer, "token_ids", mask_of("token_ids", model), pad_id)
+        return GraphImageTexts(self.read_images.in_graph(model), texts, self)
+
     def row(self, text):
         """The ids of a prompt, with as many placeholders as an image has vectors."""
         before, after = self.around_image(text)
@@ -234,6 +265,12 @@ class ImageTextReader:
             raise ValueError(f"A text must hold {self.image} once, where its image belongs; received {text!r}.")
         before, after = parts
         return before, f"{self.begin_behind_image}{after}\n" if is_prefix else after
+
+
+def mask_of(input_name, model):
+    """The input of a model that says which tokens of another are real, or None."""
+    name = mask_name(input_name)
+    return name if name in [x.name for x in model.inputs] else None
 
 
 def check_texts(texts):

@@ -76,7 +76,7 @@ def byte_pairs(vocabulary, merges, special):
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
         words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        ends = [decoders.Replace(Regex("</w>$"), ""), decoders.Replace("</w>", " ")]
+        ends = [decoders.Replace(Regex(r"</w>\z"), ""), decoders.Replace("</w>", " ")]
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *ends])
     if kind == "Qwen2Tokenizer":
         tokenizer.normalizer = normalizers.NFC()
