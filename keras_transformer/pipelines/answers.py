@@ -96,6 +96,8 @@ class BestLabel:
     ['dog', 'cat']
     """
 
+    pad_id = 0  # Of rows of ids, which are no matter here.
+
     def __init__(self, model, labels, given=None, output=None):
         self.model = model
         self.labels = list(labels)
@@ -107,8 +109,6 @@ class BestLabel:
 
     def __call__(self, inputs):
         return [self.labels[i] for i in np.asarray(ops.convert_to_numpy(self.indices(inputs)))]
-
-    pad_id = None
 
     def in_graph(self):
         import tensorflow as tf

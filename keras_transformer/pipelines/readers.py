@@ -41,7 +41,7 @@ class TextReader:
     def __call__(self, texts):
         return {self.input_name: self.rows(texts)}
 
-    def in_graph(self, model, pad_id):
+    def in_graph(self, model, pad_id=0):
         from keras_transformer.pipelines.graph_readers import GraphTexts
 
         mask = mask_of(self.input_name, model)
@@ -72,9 +72,10 @@ class Infilling:
 
         self.begin, self.end = frame(tokenizer)
         self.prefix_id, self.suffix_id, self.middle_id = map(tokenizer.token_to_id, INFILLING)
-        self._tokenizer = copy.deepcopy(tokenizer)
-        self._tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+        self._whole = tokenizer
+        self._part = copy.deepcopy(tokenizer)
+        self._part.normalizer = normalizers.Replace(" ", "▁")
+        self._part.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
 
     def __call__(self, text):
         parts = text.split(FILL)
@@ -82,12 +83,12 @@ class Infilling:
             raise ValueError(f"A text must hold {FILL} once to be filled in; received {text!r}.")
         prefix, suffix = parts
         if not suffix:  # Then it is a text to go on with.
-            return self.begin + self._ids(prefix) + self.end
+            return self._whole.encode(prefix).ids
         middle = [self.prefix_id, *self._ids(f" {prefix}"), self.suffix_id, *self._ids(suffix), self.middle_id]
         return self.begin + middle + self.end
 
     def _ids(self, text):
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._part.encode(text, add_special_tokens=False).ids
 
 
 class PairReader:
@@ -125,7 +126,7 @@ class PairReader:
             inputs["segment_ids"] = padded([encoding.type_ids for encoding in encodings], 0)
         return inputs
 
-    def in_graph(self, model, pad_id=None):
+    def in_graph(self, model, pad_id=0):
         from keras_transformer.pipelines.graph_readers import GraphTexts
 
         segments = "segment_ids" if self.has_segments else None
@@ -160,7 +161,7 @@ class ImageReader:
             )
         return {"images": batch}
 
-    def in_graph(self, model, pad_id=None):
+    def in_graph(self, model, pad_id=0):
         from keras_transformer.pipelines.graph_readers import GraphImages
 
         return GraphImages(self.preprocessor)
@@ -192,7 +193,7 @@ class SoundReader:
         features = self.preprocessor(sounds)
         return {"features": features, "target_ids": ops.convert_to_numpy(self.prompt(self.model, features))}
 
-    def in_graph(self, model, pad_id):
+    def in_graph(self, model, pad_id=0):
         from keras_transformer.pipelines.graph_readers import GraphSounds
 
         return GraphSounds(self.preprocessor, self.prompt, self.model)
@@ -230,9 +231,10 @@ class ImageTextReader:
         self.placeholder = placeholder
         self.count = count
         self.image = tokenizer.id_to_token(placeholder)
-        if self.image is None:
+        if self.image is None or tokenizer.encode(self.image, add_special_tokens=False).ids != [placeholder]:
             raise ValueError(
-                f"The tokenizer must have the token {placeholder}, which stands for an image; it has none."
+                f"The tokenizer must have a token of the id {placeholder}, which stands for an image, and find it in a "
+                f"text; received one to which it is {self.image!r}."
             )
         self.begin_behind_image = begin_behind_image
 
@@ -243,7 +245,7 @@ class ImageTextReader:
         images, texts = zip(*pairs, strict=True)
         return {**self.read_images(images), "token_ids": [self.row(text) for text in texts]}
 
-    def in_graph(self, model, pad_id):
+    def in_graph(self, model, pad_id=0):
         from keras_transformer.pipelines.graph_readers import GraphImageTexts, GraphTexts
 
         texts = GraphTexts(self.tokenizer, "token_ids", mask_of("token_ids", model), pad_id)

@@ -1,5 +1,7 @@
 """Tokenizers in a TensorFlow graph, held to those of the checkpoint; and what has no counterpart there."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,12 +46,7 @@ SCRAPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_tokens_and_texts_are_those_outside_of_the_graph(name, tmp_path):
-    write, settings, writes = KINDS[name]
-    write(tmp_path)
-    write_json(tmp_path, "tokenizer_config.json", settings)
-    tokenizer = kt.pipelines.read_tokenizer(tmp_path)
+def assert_same(tokenizer, writes=True):
     random = np.random.default_rng(1)
     texts = [*SENTENCES, *("".join(random.choice(SCRAPS, random.integers(1, 12))) for _ in range(150))]
     tokenize = tf.function(GraphTokenizer.of(tokenizer), autograph=False)
@@ -58,6 +55,53 @@ def test_tokens_and_texts_are_those_outside_of_the_graph(name, tmp_path):
         rows = random.integers(0, 300, (60, 9)).tolist()
         found = tf.function(GraphDecoder.of(tokenizer), autograph=False)(tf.constant(rows, "int32")).numpy()
         assert [text.decode() for text in found] == tokenizer.decode_batch(rows)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tokens_and_texts_are_those_outside_of_the_graph(name, tmp_path):
+    write, settings, writes = KINDS[name]
+    write(tmp_path)
+    write_json(tmp_path, "tokenizer_config.json", settings)
+    assert_same(kt.pipelines.read_tokenizer(tmp_path), writes)
+
+
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def llama3(spec):
+    spec["model"]["ignore_merges"] = True
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, letters]}
+    ids = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    begin, text = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [begin, text], "pair": [text, text], "special_tokens": ids}
+    spec["post_processor"] = {"type": "Sequence", "processors": [letters, template]}
+
+
+def llama2(spec):
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+    spec["pre_tokenizer"] = None
+
+
+def t5(spec):
+    several = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    strip = {"type": "Strip", "strip_left": False, "strip_right": True}
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [spec["normalizer"], strip, several]}
+    spec["pre_tokenizer"] = spec["pre_tokenizer"]["pretokenizers"][1]
+
+
+@pytest.mark.filterwarnings("ignore:tokenizer_config.json does not say")
+@pytest.mark.parametrize("write, change", [(write_byte_pairs, llama3), (write_llama, llama2), (write_t5, t5)])
+def test_other_forms_of_tokenizer_json(write, change, tmp_path):
+    write(tmp_path)
+    spec = json.loads(kt.pipelines.read_tokenizer(tmp_path).to_str())
+    change(spec)
+    assert_same(Tokenizer.from_str(json.dumps(spec)))
 
 
 def byte_pairs(tmp_path):

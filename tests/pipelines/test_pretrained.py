@@ -219,6 +219,8 @@ def test_an_image_and_a_text_to_text(strategy, tmp_path):
     inputs = [processor(x, text, return_tensors="pt") for x, text in zip(pictures(3), QUESTIONS, strict=True)]
     pipeline = kt.pipelines.load_pretrained(tmp_path, max_new_tokens=6, jit_compile=False)
     pairs = list(zip(pictures(3), QUESTIONS, strict=True))
+    with pytest.raises(ValueError, match="must have a token of the id 99999, which stands for an image"):
+        kt.pipelines.ImageTextReader(pipeline.read.read_images, pipeline.read.tokenizer, 99999, 4)
     assert pipeline.read(pairs)["token_ids"] == [one["input_ids"][0].tolist() for one in inputs]
     wanted = generated(reference, inputs, tokenizer, 6)
     assert pipeline.predict(pairs) == wanted and all(wanted)

@@ -25,6 +25,7 @@ TEXTS = [
 ]  # fmt: skip
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 NEW = {"content": "<new>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": False}
+EXTRA = [f"<extra_id_{i}>" for i in range(100)]
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
 
 # name -> (what writes the vocabulary, `model_type`, `tokenizer_config.json`)
@@ -45,6 +46,11 @@ KINDS = {
     ),
     "t5": (write_t5, "t5", {"tokenizer_class": "T5Tokenizer", "extra_ids": 10, "clean_up_tokenization_spaces": True}),
     "t5, no config": (write_t5, "t5", None),
+    "t5, as published": (
+        write_t5,
+        "t5",
+        {"additional_special_tokens": EXTRA, "extra_ids": 100, "eos_token": "</s>", "pad_token": "<pad>"},
+    ),
     "llama": (write_llama, "llama", LLAMA),
     "llama, legacy": (write_llama, "llama", {**LLAMA, "legacy": True, "add_eos_token": True, "add_bos_token": False}),
     "llama, no space": (write_llama, "llama", {**LLAMA, "add_prefix_space": False}),
