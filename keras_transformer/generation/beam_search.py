@@ -93,21 +93,20 @@ class BeamSearch:
             worst = whole["scores"][:, -1]
             full = ops.logical_and(worst > LOWEST, worst >= going[:, 0] / length**self.length_penalty)
             origins = ops.take_along_axis(beams, order, axis=1)
-            last = ops.take_along_axis(chosen, order, axis=1)
-            return last, origins, live, whole, ops.logical_or(done, full)
+            return origins, live, whole, ops.logical_or(done, full)
 
-        def unfinished(i, last, origins, live, whole, done, cache):
+        def unfinished(i, origins, live, whole, done, cache):
             return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(done)))
 
-        def next_tokens(i, last, origins, live, whole, done, cache):
+        def next_tokens(i, origins, live, whole, done, cache):
             first = ops.expand_dims(ops.arange(rows, dtype="int32") * width, 1)
             cache = reorder(cache, ops.reshape(first + origins, (-1,)))
-            logits, cache = step(ops.reshape(last, (-1,)), i - 1, cache)
+            logits, cache = step(ops.reshape(live["tokens"], (-1, max_new_tokens)), i - 1, cache)
             return (i + 1, *advance(i, logits, live, whole, done), cache)
 
         state = advance(ops.convert_to_tensor(0, "int32"), logits, live, whole, ops.zeros((rows,), "bool"))
         state = (ops.convert_to_tensor(1, "int32"), *state, cache)
-        whole = ops.while_loop(unfinished, next_tokens, state)[4]
+        whole = ops.while_loop(unfinished, next_tokens, state)[3]
         return whole["tokens"][:, 0]
 
     def get_config(self):

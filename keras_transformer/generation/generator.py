@@ -247,8 +247,9 @@ class Generator:
             return self.constraints.apply(scores, position, max_new_tokens, self.end_id)
 
         def step(tokens, count, cache):
+            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)
             with DecodingScope(cache, length + count) as scope:
-                logits = self.graph.decode(ops.expand_dims(tokens, 1), boundary)
+                logits = self.graph.decode(last, boundary)
             return scores_of(logits[:, 0], count + 1), scope.cache
 
         scores = scores_of(logits, 0)

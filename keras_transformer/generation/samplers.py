@@ -20,8 +20,8 @@ class TokenSampler:
         """Generates `max_new_tokens` tokens after a prompt.
 
         Args:
-            step: function of tokens `[B]`, their number in the sequence (0 for the first new one) and a cache, to the
-                logits `[B, vocabulary]` for the next tokens and the new cache.
+            step: function of the new tokens `[B, max_new_tokens]` so far, the number of the last of them (0 for the
+                first) and a cache, to the logits `[B, vocabulary]` for the next tokens and the new cache.
             logits: float tensor `[B, vocabulary]`, for the first new token.
             cache: nested dict of tensors with rows along axis 0.
             max_new_tokens: int.
@@ -38,19 +38,19 @@ class TokenSampler:
             chosen = ops.cast(self.choose(logits, StepSeed(seed, i)), "int32")
             chosen = ops.where(ended, ops.cast(pad_id, "int32"), chosen)
             tokens = ops.slice_update(tokens, (0, i), ops.expand_dims(chosen, 1))
-            return chosen, tokens, ops.logical_or(ended, is_one_of(chosen, end_tokens(end_id)))
+            return tokens, ops.logical_or(ended, is_one_of(chosen, end_tokens(end_id)))
 
-        def unfinished(i, token, tokens, ended, cache):
+        def unfinished(i, tokens, ended, cache):
             return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(ended)))
 
-        def next_token(i, token, tokens, ended, cache):
-            logits, cache = step(token, i - 1, cache)
+        def next_token(i, tokens, ended, cache):
+            logits, cache = step(tokens, i - 1, cache)
             return (i + 1, *append(i, logits, tokens, ended), cache)
 
         tokens = ops.full((rows, max_new_tokens), pad_id, dtype="int32")
         first = append(ops.convert_to_tensor(0, "int32"), logits, tokens, ops.zeros((rows,), "bool"))
         state = (ops.convert_to_tensor(1, "int32"), *first, cache)
-        return ops.while_loop(unfinished, next_token, state)[2]
+        return ops.while_loop(unfinished, next_token, state)[1]
 
     def get_config(self):
         return {}
