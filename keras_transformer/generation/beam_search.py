@@ -12,14 +12,17 @@ class BeamSearch:
 
     Sequences of different lengths compare by the sum of their log-probabilities, divided by the length (the end token
     counted) to the power of `length_penalty`. A row stops when it has `width` whole sequences and the best beginning,
-    at its present length, is no better than the worst of these.
+    at its present length, is no better than the worst of these. Where long sequences are favoured, it could become
+    better; `early_stopping` decides how much is tried.
 
     Args:
         width: int. Number of beams.
         length_penalty: float. 0 compares sums, which favours short sequences; 1 compares means.
+        early_stopping: boolean, or `"never"`. True stops a row as soon as it has `width` whole sequences; `"never"`
+            compares the best beginning at the greatest length it may have, where `length_penalty` is positive.
 
     Raises:
-        ValueError: if `width` is less than 1.
+        ValueError: if `width` is less than 1, or `early_stopping` is none of the three.
 
     Reference: [Google's Neural Machine Translation System](https://arxiv.org/abs/1609.08144), section 7, with the plain
     power of the length that fairseq and Hugging Face use.
@@ -33,11 +36,14 @@ class BeamSearch:
     (2, 4)
     """
 
-    def __init__(self, width, length_penalty=1.0):
+    def __init__(self, width, length_penalty=1.0, early_stopping=False):
         if width < 1:
             raise ValueError(f"`width` must be at least 1 beam; received width={width}.")
+        if early_stopping != "never" and not isinstance(early_stopping, bool):
+            raise ValueError(f"`early_stopping` must be True, False or 'never'; received {early_stopping!r}.")
         self.width = width
         self.length_penalty = length_penalty
+        self.early_stopping = early_stopping
 
     def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
         """Generates `max_new_tokens` tokens after a prompt; arguments as in `TokenSampler.search`.
@@ -91,7 +97,11 @@ class BeamSearch:
             order = ops.cast(order, "int32")
             live = {"tokens": take_beams(tokens, order), "scores": going}
             worst = whole["scores"][:, -1]
-            full = ops.logical_and(worst > LOWEST, worst >= going[:, 0] / length**self.length_penalty)
+            full = worst > LOWEST
+            if self.early_stopping is not True:
+                longest = self.early_stopping == "never" and self.length_penalty > 0
+                length = float(max_new_tokens) if longest else length
+                full = ops.logical_and(full, worst >= going[:, 0] / length**self.length_penalty)
             origins = ops.take_along_axis(beams, order, axis=1)
             return origins, live, whole, ops.logical_or(done, full)
 
@@ -110,7 +120,11 @@ class BeamSearch:
         return whole["tokens"][:, 0]
 
     def get_config(self):
-        return {"width": self.width, "length_penalty": self.length_penalty}
+        return {
+            "width": self.width,
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
+        }
 
     @classmethod
     def from_config(cls, config):
