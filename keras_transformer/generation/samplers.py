@@ -87,20 +87,26 @@ class Sampling(TokenSampler):
         top_p: float. Only the most probable tokens can be drawn, as few as have `top_p` of the probability together
             (nucleus sampling); None for all.
         seed: int. The same seed draws the same tokens; None for new ones in each call.
+        min_p: float. Only tokens can be drawn that have this share of the most probable token's probability; None for
+            all.
+        typical_p: float. Only tokens can be drawn whose information is the closest to what is expected, as few as have
+            `typical_p` of the probability together (locally typical sampling); None for all.
 
     Raises:
         ValueError: if an argument is out of range.
 
-    Reference: [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), section 3.1.
+    References: [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), section 3.1, for
+    `top_p`; [Min-p Sampling](https://arxiv.org/abs/2407.01082); [Locally Typical
+    Sampling](https://arxiv.org/abs/2202.00666), equation 10.
 
     Example:
 
     >>> import keras_transformer as kt
     >>> kt.generation.Sampling(temperature=0.8, top_k=40, seed=1).get_config()
-    {'temperature': 0.8, 'top_k': 40, 'top_p': None, 'seed': 1}
+    {'temperature': 0.8, 'top_k': 40, 'top_p': None, 'seed': 1, 'min_p': None, 'typical_p': None}
     """
 
-    def __init__(self, temperature=1.0, top_k=None, top_p=None, seed=None):
+    def __init__(self, temperature=1.0, top_k=None, top_p=None, seed=None, min_p=None, typical_p=None):
         if temperature <= 0:
             raise ValueError(
                 f"`temperature` must be positive; received {temperature}. For no randomness use `Greedy()`."
@@ -109,10 +115,16 @@ class Sampling(TokenSampler):
             raise ValueError(f"`top_k` must be at least 1; received top_k={top_k}.")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"`top_p` must be greater than 0 and at most 1; received top_p={top_p}.")
+        if min_p is not None and not 0 <= min_p <= 1:
+            raise ValueError(f"`min_p` must be from 0 to 1; received min_p={min_p}.")
+        if typical_p is not None and not 0 < typical_p <= 1:
+            raise ValueError(f"`typical_p` must be greater than 0 and at most 1; received typical_p={typical_p}.")
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
         self.seed = seed
+        self.min_p = min_p
+        self.typical_p = typical_p
 
     def choose(self, logits, seed):
         logits = self.cut(logits / self.temperature)
@@ -125,16 +137,43 @@ class Sampling(TokenSampler):
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = ops.top_k(logits, self.top_k)[0][:, -1:]
             logits = ops.where(logits < least, -1e30, logits)
-        if self.top_p is not None:
+        if self.top_p is not None and self.top_p < 1:
             descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
             probabilities = ops.softmax(descending, axis=-1)
             before = ops.cumsum(probabilities, axis=-1) - probabilities
             least = ops.min(ops.where(before < self.top_p, descending, float("inf")), axis=-1, keepdims=True)
             logits = ops.where(logits < least, -1e30, logits)
+        if self.min_p:
+            probabilities = ops.softmax(logits, axis=-1)
+            least = self.min_p * ops.max(probabilities, axis=-1, keepdims=True)
+            logits = ops.where(probabilities < least, -1e30, logits)
+        if self.typical_p is not None and self.typical_p < 1:
+            logits = ops.where(self._is_typical(logits), logits, -1e30)
         return logits
 
+    def _is_typical(self, logits):
+        """Which tokens are among the most typical that have `typical_p` of the probability together."""
+        probabilities = ops.softmax(logits, axis=-1)
+        information = -ops.log_softmax(logits, axis=-1)
+        entropy = ops.sum(probabilities * information, axis=-1, keepdims=True)
+        surprise = ops.abs(information - entropy)
+        order = ops.argsort(surprise, axis=-1)
+        ascending = ops.take_along_axis(surprise, order, axis=-1)
+        together = ops.cumsum(ops.take_along_axis(probabilities, order, axis=-1), axis=-1)
+        # The token with which they have that much is the last one.
+        before = ops.pad(together, ((0, 0), (1, 0)))[:, :-1]
+        most = ops.max(ops.where(before < self.typical_p, ascending, -1.0), axis=-1, keepdims=True)
+        return surprise <= most
+
     def get_config(self):
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+        }
 
 
 class StepSeed(keras.random.SeedGenerator):
