@@ -5,6 +5,7 @@ from keras import ops
 from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
 from keras_transformer.generation.graph import DecodingGraph, mask_name
+from keras_transformer.generation.history import History
 from keras_transformer.generation.samplers import Greedy, Sampling
 from keras_transformer.layers import Placeholders, PositionalEmbedding
 from keras_transformer.ops.masks import get_mask, set_mask
@@ -29,7 +30,7 @@ class Generator:
         pad_id: int. What fills prompts and results to equal lengths.
         sampler: `"greedy"`, `"sampling"`, `"beam_search"` (4 beams), or a `Greedy`, `Sampling` or `BeamSearch`.
         jit_compile: boolean, or `"auto"`: XLA on TensorFlow and JAX; torch runs as it is.
-        constraints: `Constraints`, tokens that are forbidden or forced, or None.
+        constraints: `Constraints`, what is forbidden, forced or made less likely, or None.
 
     An input that says which tokens are real is known by its name: `padding_mask` for `token_ids`, `source_padding_mask`
     for `source_ids`. Where it is not given, `pad_id` is padding: at the ends of a prompt, anywhere in a source. A model
@@ -37,7 +38,8 @@ class Generator:
     default all of the prompt, 1 for what follows it.
 
     Raises:
-        ValueError: if the model cannot be decoded token by token, or `sampler` is unknown.
+        ValueError: if the model cannot be decoded token by token, `sampler` is unknown, or `constraints` ask for a
+            source of tokens that the model does not have.
 
     Example:
 
@@ -67,6 +69,7 @@ class Generator:
         self.constraints = constraints
         self.jit_compile = can_jit() if jit_compile == "auto" else jit_compile
         self._compiled = {}
+        self._source_name = self._find_source()
         self._padded_sources = [name for name in self.graph.source_inputs if self._masks_padding(name)]
         self._check_cache()
 
@@ -234,26 +237,36 @@ class Generator:
         length = ops.shape(prompt)[1]
         with DecodingScope(max_length=length + max_new_tokens, padding_mask=real) as scope:
             logits = self.graph.decode(prompt, boundary, tensors.get("segments"))[:, -1]
+        new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
+        history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
         beams = getattr(self.sampler, "width", 1)
+        later = history.repeated(beams)
         if beams > 1:
             boundary = [repeat_rows(x, beams) for x in boundary]
 
-        def scores_of(logits, position):
+        def scores_of(logits, history):
             scores = ops.cast(logits, "float32")
             # Constraints leave the probabilities of what is allowed as they are, so sums of them need these first.
             scores = ops.log_softmax(scores, axis=-1) if isinstance(self.sampler, BeamSearch) else scores
             if self.constraints is None:
                 return scores
-            return self.constraints.apply(scores, position, max_new_tokens, self.end_id)
+            return self.constraints.apply(scores, history, self.end_id)
 
         def step(tokens, count, cache):
             last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)
             with DecodingScope(cache, length + count) as scope:
                 logits = self.graph.decode(last, boundary)
-            return scores_of(logits[:, 0], count + 1), scope.cache
+            return scores_of(logits[:, 0], later.then(tokens, count + 1)), scope.cache
 
-        scores = scores_of(logits, 0)
+        scores = scores_of(logits, history)
         return self.sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
+
+    def _source(self, tensors):
+        """The tokens that the encoder reads and which are real, or the prompt where there is no encoder."""
+        if self._source_name is None:
+            return tensors["prompt"], tensors["real"]
+        ids, mask = tensors[self._source_name], mask_name(self._source_name)
+        return ids, ops.cast(tensors[mask], "bool") if mask in tensors else ids != self.pad_id
 
     def _seed(self):
         seed = getattr(self.sampler, "seed", 0)
@@ -349,6 +362,19 @@ class Generator:
         embeds = [isinstance(layer, keras.layers.Embedding) for layer in consumers]
         masked = any(embeds) and all(layer.mask_zero for layer, is_one in zip(consumers, embeds, strict=True) if is_one)
         return self.pad_id == 0 and len(x.shape) == 2 and x.shape[1] is None and masked
+
+    def _find_source(self):
+        """Name of the source that constraints hold the new tokens against, or None for the prompt."""
+        names = self.graph.source_inputs
+        masks = [mask_name(name) for name in names]
+        found = [name for name, x in names.items() if "int" in x.dtype and len(x.shape) == 2 and name not in masks]
+        asked = 0 if self.constraints is None else self.constraints.no_repeat_source_ngram_size
+        if asked and len(found) != 1 and (found or self.graph.token_input == "target_ids"):
+            raise ValueError(
+                f"`no_repeat_source_ngram_size`={asked} of `constraints` needs a model with one source of tokens; "
+                f"received one with the inputs {sorted(names)}."
+            )
+        return found[0] if len(found) == 1 else None
 
     def _check_names(self, inputs):
         beside = (self.graph.mask_input, self.graph.segment_input)
