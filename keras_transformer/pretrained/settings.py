@@ -5,32 +5,37 @@ from pathlib import Path
 from keras_transformer.generation import BeamSearch, Constraints, Greedy, Sampling
 from keras_transformer.pretrained.checkpoint import read_json
 
-# What changes the tokens and has no counterpart here, with the values that change nothing.
-NEUTRAL = {
-    "assistant_early_exit": (None,),
-    "bad_words_ids": (None, []),
-    "constraints": (None,),
-    "diversity_penalty": (None, 0.0),
-    "dola_layers": (None,),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "exponential_decay_length_penalty": (None,),
-    "force_words_ids": (None,),
-    "guidance_scale": (None, 1, 1.0),
-    "min_p": (None, 0.0),
-    "no_repeat_ngram_size": (None, 0),
-    "num_beam_groups": (None, 1),
-    "penalty_alpha": (None, 0.0),
-    "prompt_lookup_num_tokens": (None,),
-    "remove_invalid_values": (None, False),
-    "renormalize_logits": (None, False),
-    "repetition_penalty": (None, 1.0),
-    "sequence_bias": (None, {}),
-    "stop_strings": (None, []),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
+# What changes the tokens and has no counterpart here, with the values that change nothing: by the argument of a
+# `Generator` that takes its place where the caller gives one.
+REFUSED = {
+    "sampler": {
+        "assistant_early_exit": (None,),
+        "assistant_ensemble_weight": (None,),
+        "constraints": (None,),
+        "diversity_penalty": (None, 0.0),
+        "dola_layers": (None,),
+        "epsilon_cutoff": (None, 0.0),
+        "eta_cutoff": (None, 0.0),
+        "force_words_ids": (None,),
+        "num_beam_groups": (None, 1),
+        "num_return_sequences": (None, 1),
+        "penalty_alpha": (None, 0.0),
+        "prompt_lookup_num_tokens": (None,),
+        "top_h": (None,),
+    },
+    "constraints": {
+        "encoder_repetition_penalty": (None, 1.0),
+        "exponential_decay_length_penalty": (None,),
+        "guidance_scale": (None, 1.0),
+        "remove_invalid_values": (None, False),
+        "sequence_bias": (None, {}, []),
+        "watermarking_config": (None,),
+    },
+    "": {
+        "max_time": (None,),
+        "stop_strings": (None, []),
+        "token_healing": (None, False),
+    },
 }
 
 
@@ -47,53 +52,77 @@ def generator_options(directory, chosen=()):
     Raises:
         ValueError: naming each setting that would change the tokens and cannot be followed.
     """
-    configuration = read_json(directory, "config.json")
-    separate = (Path(directory) / "generation_config.json").exists()
-    settings = {**configuration, **(read_json(directory, "generation_config.json") if separate else {})}
-    if "text_config" in configuration:
-        settings = {**configuration["text_config"], **settings}
-    asked = {name: settings[name] for name, neutral in NEUTRAL.items() if settings.get(name) not in (*neutral, None)}
-    if asked and "sampler" not in chosen:
-        raise ValueError(
-            f"The generation settings of {directory} ask for {asked}, of which there is none here. Give a `sampler` to "
-            "generate without, or set them off in generation_config.json."
-        )
+    settings = _settings(directory)
+    for argument, neutral in REFUSED.items():
+        asked = {name: settings[name] for name, values in neutral.items() if settings.get(name) not in values}
+        if asked and argument not in chosen:
+            instead = f"Give `{argument}` to generate without, or set them off" if argument else "Set them off"
+            raise ValueError(
+                f"The generation settings of {directory} ask for {asked}, of which there is none here. {instead} in "
+                "generation_config.json."
+            )
     end_id = settings.get("eos_token_id")
     ends = end_id if isinstance(end_id, list) else [] if end_id is None else [end_id]
-    start_id = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
+    start_id = settings.get("decoder_start_token_id")
     pad_id = settings.get("pad_token_id")
-    constraints = {
-        "suppressed": settings.get("suppress_tokens") or (),
-        "suppressed_first": settings.get("begin_suppress_tokens") or (),
-        "forced_first": settings.get("forced_bos_token_id"),
-        "forced_last": settings.get("forced_eos_token_id"),
-        "min_new_tokens": settings.get("min_new_tokens") or 0,
-    }
     return {
         "start_id": start_id if start_id is not None else settings.get("bos_token_id"),
         "end_id": ends if len(ends) > 1 else (ends or [None])[0],
         "pad_id": pad_id if pad_id is not None else (ends or [0])[0],
-        "sampler": _sampler(settings, directory, "sampler" in chosen),
-        "constraints": Constraints(**constraints)
-        if any(x not in ((), None, 0) for x in constraints.values())
-        else None,
+        "sampler": None if "sampler" in chosen else _sampler(settings, directory),
+        "constraints": None if "constraints" in chosen else _constraints(settings),
     }
 
 
-def _sampler(settings, directory, is_chosen):
-    width = settings.get("num_beams") or 1
-    if is_chosen:
-        return None
-    if settings.get("do_sample"):
+def _settings(directory):
+    """The settings that count: a file of their own goes before all that the configuration of the model says."""
+    if (Path(directory) / "generation_config.json").exists():
+        return read_json(directory, "generation_config.json")
+    configuration = read_json(directory, "config.json")
+    settings = {**(configuration.get("text_config") or {}), **configuration}
+    if settings.get("force_bos_token_to_be_generated"):  # BART's spelling in its first configurations.
+        settings.setdefault("forced_bos_token_id", settings.get("bos_token_id"))
+    return settings
+
+
+def _constraints(settings):
+    """The constraints that are asked for, or None."""
+    # A number of new tokens stands in the place of one of all tokens.
+    min_length = settings.get("min_length") if settings.get("min_new_tokens") is None else 0
+    options = {
+        "suppressed": settings.get("suppress_tokens"),
+        "suppressed_first": settings.get("begin_suppress_tokens"),
+        "forced_first": settings.get("forced_bos_token_id"),
+        "forced_last": settings.get("forced_eos_token_id"),
+        "min_new_tokens": settings.get("min_new_tokens"),
+        "min_length": min_length,
+        "forbidden_sequences": settings.get("bad_words_ids"),
+        "repetition_penalty": settings.get("repetition_penalty"),
+        "no_repeat_ngram_size": settings.get("no_repeat_ngram_size"),
+        "no_repeat_source_ngram_size": settings.get("encoder_no_repeat_ngram_size"),
+        "renormalize": settings.get("renormalize_logits"),
+    }
+    constraints = Constraints(**{name: value for name, value in options.items() if value is not None})
+    return constraints if constraints.get_config() != Constraints().get_config() else None
+
+
+def _sampler(settings, directory):
+    def value(name, default):
+        return default if settings.get(name) is None else settings[name]
+
+    width = value("num_beams", 1)
+    if value("do_sample", False):
         if width > 1:
             raise ValueError(
                 f"`do_sample` with `num_beams`={width} in {directory}: there is no sampling with beams here."
             )
-        top_k = settings.get("top_k", 50) or None
-        return Sampling(settings.get("temperature") or 1.0, top_k, settings.get("top_p"))
+        return Sampling(
+            value("temperature", 1.0),
+            value("top_k", 50) or None,
+            settings.get("top_p"),
+            min_p=settings.get("min_p"),
+            typical_p=settings.get("typical_p"),
+        )
     if width == 1:
         return Greedy()
-    if settings.get("early_stopping"):
-        raise ValueError(f"`early_stopping` in {directory} must be false for beam search here; received true.")
-    length_penalty = settings.get("length_penalty")
-    return BeamSearch(width, 1.0 if length_penalty is None else length_penalty)
+    return BeamSearch(width, value("length_penalty", 1.0), value("early_stopping", False))
