@@ -2,9 +2,11 @@
 
 import os
 
-# Both are read once, when TensorFlow and matplotlib are first imported, hence before Keras is.
+# These are read once, when TensorFlow, matplotlib and torch are first imported, hence before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Each of the processes that run the tests has a core; torch's threads on models as small as these wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc  # noqa: E402
 

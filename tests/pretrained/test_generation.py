@@ -41,17 +41,6 @@ JIT = keras.backend.backend() == "jax"
 PROMPTS = [[7, 8, 9, 10, 11], [12, 13], [20]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models as small as these take many times as long where torch splits them among threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def write(name, directory, logits_bias=()):
     """A checkpoint whose text is varied: norms of random signs keep a token from being followed by itself for ever."""
     import torch
