@@ -43,8 +43,8 @@ def left_padded(rows, length, pad_id):
 
 
 def pad_rows(rows, pad_id):
-    """Rows of different lengths as an array, padded on the right."""
-    array = np.full((len(rows), max(map(len, rows), default=1) or 1), pad_id)
+    """Rows of different lengths as an int32 array, padded on the right."""
+    array = np.full((len(rows), max(map(len, rows), default=1) or 1), pad_id, "int32")
     for row, values in zip(array, rows, strict=True):
         row[: len(values)] = values
     return array

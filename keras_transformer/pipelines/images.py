@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,7 @@ class ImagePreprocessor:
         elif fields.take("do_pad", default=False):
             options["background"] = tuple(int(x * 255) for x in np.broadcast_to(mean, channels))
         fields.ignore("crop_size pad_size size rescale_factor")  # Where they are not asked for.
-        _warn_of_unknown(fields, directory)
+        fields.warn_of_unknown(f"The preprocessor of {directory}", "the images")
         return cls(**options, channels=channels)
 
     def _prepared(self, image):
@@ -251,12 +250,3 @@ def _cropped(array, height, width):
     array = np.pad(array, [*((n - n // 2, n // 2) for n in missing), (0, 0)])
     top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
     return array[top : top + height, left : left + width]
-
-
-def _warn_of_unknown(fields, directory):
-    if fields.unknown():
-        warnings.warn(
-            f"The preprocessor of {directory} has fields that are unknown here, and have no effect: "
-            f"{fields.unknown()}. If one of them changes the images, outputs will be wrong.",
-            stacklevel=4,
-        )

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_transformer.generation import Generator
+from keras_transformer.generation.batches import pad_rows
 from keras_transformer.layers import Placeholders
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.images import ImagePreprocessor
@@ -16,7 +17,6 @@ from keras_transformer.pipelines.readers import (
     PairReader,
     SoundReader,
     TextReader,
-    padded,
 )
 from keras_transformer.pipelines.sounds import SoundPreprocessor
 from keras_transformer.pipelines.speech_prompt import SpeechPrompt
@@ -233,7 +233,7 @@ def _matching(directory, model, inputs, labels, options):
     if not labels:
         raise ValueError("`labels` must be the texts of which one is to fit an image; received none.")
     rows = [encoding.ids for encoding in read_tokenizer(directory).encode_batch(list(labels))]
-    given = {"token_ids": padded(rows, 0), "padding_mask": padded([[1] * len(row) for row in rows], 0)}
+    given = {"token_ids": pad_rows(rows, 0), "padding_mask": pad_rows([[1] * len(row) for row in rows], 0)}
     return PretrainedPipeline(_image_reader(directory, inputs), BestLabel(model, labels, given, "logits_per_image"))
 
 

@@ -6,9 +6,9 @@ what does the same with tensors of raw inputs inside of a TensorFlow graph (see 
 
 import copy
 
-import numpy as np
 from keras import ops
 
+from keras_transformer.generation.batches import pad_rows
 from keras_transformer.generation.graph import mask_name
 
 FILL = "<FILL_ME>"
@@ -119,11 +119,11 @@ class PairReader:
         encodings = self.tokenizer.encode_batch(texts)
         rows = [encoding.ids for encoding in encodings]
         inputs = {
-            "token_ids": padded(rows, self.pad_id),
-            "padding_mask": padded([[1] * len(row) for row in rows], 0),
+            "token_ids": pad_rows(rows, self.pad_id),
+            "padding_mask": pad_rows([[1] * len(row) for row in rows], 0),
         }
         if self.has_segments:
-            inputs["segment_ids"] = padded([encoding.type_ids for encoding in encodings], 0)
+            inputs["segment_ids"] = pad_rows([encoding.type_ids for encoding in encodings], 0)
         return inputs
 
     def in_graph(self, model, pad_id=0):
@@ -280,14 +280,6 @@ def check_texts(texts):
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"A raw input must be a text, a string; received {text!r}.")
-
-
-def padded(rows, value):
-    """Rows of different lengths as an int32 array, filled up on the right."""
-    array = np.full((len(rows), max(map(len, rows))), value, "int32")
-    for row, values in zip(array, rows, strict=True):
-        row[: len(values)] = values
-    return array
 
 
 def frame(tokenizer):

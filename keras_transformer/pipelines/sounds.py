@@ -1,7 +1,6 @@
 """Sound as a model reads it: log-mel spectra, made as the `preprocessor_config.json` of a checkpoint says."""
 
 import os
-import warnings
 
 import numpy as np
 
@@ -70,12 +69,7 @@ class SoundPreprocessor:
             fields.take("n_fft", default=400),
             fields.take("chunk_length", default=30),
         )
-        if fields.unknown():
-            warnings.warn(
-                f"The preprocessor of {directory} has fields that are unknown here, and have no effect: "
-                f"{fields.unknown()}. If one of them changes the features, outputs will be wrong.",
-                stacklevel=3,
-            )
+        fields.warn_of_unknown(f"The preprocessor of {directory}", "the features")
         return preprocessor
 
     def _checked(self, wave, sound):

@@ -156,12 +156,7 @@ def _read_byte_pairs(directory, special, vocabulary_name, merges_name):
             raise ValueError(
                 f"{directory / merges_name}, line {number}: a line must have two parts; received {line!r}."
             )
-    try:
-        return _finished(byte_pairs(vocabulary, merges, special), special)
-    except Exception as error:
-        raise ValueError(
-            f"{vocabulary_name} and {merges_name} in {directory} do not fit each other: {error}"
-        ) from error
+    return _finished(byte_pairs(vocabulary, merges, special), special)
 
 
 def _read_word_pieces(directory, special, name):

@@ -102,11 +102,17 @@ class Fields:
         own = {self._path + name for name in set(self.values) - self._known - NEVER_MATTERS}
         return sorted(own.union(*(part.unknown() for part in self._parts)))
 
-    def warn_of_unknown(self):
-        """Says which fields have no meaning here: they may come from a later version of the family."""
+    def warn_of_unknown(self, source=None, subject="the computation", stacklevel=3):
+        """Says which fields have no meaning here: they may come from a later version of the family.
+
+        Args:
+            source: str. What has the fields; by default the configuration of the family's checkpoint.
+            subject: str. What they might change.
+            stacklevel: int, as in `warnings.warn`.
+        """
         if self.unknown():
             warnings.warn(
-                f"The configuration of the {self.family} checkpoint has fields that are unknown here, and have no "
-                f"effect: {self.unknown()}. If one of them changes the computation, outputs will be wrong.",
-                stacklevel=3,
+                f"{source or f'The configuration of the {self.family} checkpoint'} has fields that are unknown here, "
+                f"and have no effect: {self.unknown()}. If one of them changes {subject}, outputs will be wrong.",
+                stacklevel=stacklevel,
             )

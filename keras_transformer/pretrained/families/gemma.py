@@ -62,7 +62,7 @@ def above_one(weights):
 
 
 def causal_family(name, language_model, weights):
-    """As LLaMA's, alone causal in both directions: a model of images and texts may let its prefix see all of itself."""
+    """As LLaMA's, and causal: only a model of images and texts that this is a part of may read its prompt both ways."""
     family = llama.causal_family(name, language_model, above_one(weights))
 
     def build(fields, task, stored):

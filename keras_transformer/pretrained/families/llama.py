@@ -21,7 +21,7 @@ def attention(fields, **options):
     heads, dim = fields.need("num_attention_heads"), fields.need("hidden_size")
     return MultiHeadSelfAttention(
         heads,
-        head_dim=options.pop("head_dim", None) or fields.take("head_dim", default=dim // heads),
+        head_dim=fields.take("head_dim", default=dim // heads),
         num_key_value_heads=fields.take("num_key_value_heads", default=heads),
         causal=True,
         position=parts.rotary(fields),
