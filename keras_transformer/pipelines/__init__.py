@@ -2,13 +2,16 @@
 
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import token_batches
+from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
 from keras_transformer.pipelines.images import ImagePreprocessor
-from keras_transformer.pipelines.pipeline import Pipeline, load
+from keras_transformer.pipelines.loading import load
+from keras_transformer.pipelines.pipeline import Pipeline
 from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
 from keras_transformer.pipelines.readers import ImageReader, ImageTextReader, PairReader, SoundReader, TextReader
 from keras_transformer.pipelines.sounds import SoundPreprocessor
 from keras_transformer.pipelines.speech_prompt import SpeechPrompt
+from keras_transformer.pipelines.token_reader import TokenReader
 from keras_transformer.pipelines.tokenizer_files import read_tokenizer
 from keras_transformer.pipelines.tokenizers import (
     SentencePieceTokenizer,
@@ -22,6 +25,7 @@ from keras_transformer.pipelines.tokenizers import (
 
 __all__ = [
     "BestLabel",
+    "Classifier",
     "GeneratedText",
     "ImagePreprocessor",
     "ImageReader",
@@ -35,6 +39,7 @@ __all__ = [
     "SpeechPrompt",
     "SubwordTokenizer",
     "TextReader",
+    "TokenReader",
     "WordPieceTokenizer",
     "hold_out",
     "load",

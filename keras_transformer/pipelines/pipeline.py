@@ -1,24 +1,24 @@
-"""Text to text: tokenizers, a model and its generator as one thing to call, save and export."""
+"""Raw input to text: what reads it, a generator and a tokenizer as one thing to call, save and export."""
 
-import contextlib
 import json
-import os
-import shutil
-import uuid
-from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from keras_transformer.generation import Generator
 from keras_transformer.generation.constraints import end_tokens
-
-PIPELINE_FILES = {"model.keras", "pipeline.json", "tokenizer", "source", "target"}
-SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
+from keras_transformer.pipelines.saving import (
+    MODEL_FILE,
+    PIPELINE_FILE,
+    PIPELINE_FILES,
+    SAVED_MODEL_FILES,
+    check_exportable,
+    save_part,
+    written_at_once,
+)
 
 
 class Pipeline:
-    """Turns sentences into sentences: tokenizes, generates, detokenizes.
+    """Turns sentences, images or sounds into sentences: reads them, generates tokens, detokenizes.
 
     An encoder-decoder (a model with the input `source_ids`) reads the source's tokens and an end. A decoder-only
     model (with the input `token_ids`) reads the source's tokens, after the generator's `start_id` if it has one, as
@@ -30,13 +30,14 @@ class Pipeline:
 
     Args:
         generator: `keras_transformer.generation.Generator` around the model.
-        source: keras-nlp tokenizer of what the model reads.
+        source: keras-nlp tokenizer of what the model reads; or a reader, such as `ImageReader`, of raw inputs that
+            are no texts.
         target: keras-nlp tokenizer of what the model writes. It may be the one given as `source`.
         max_new_tokens: Integer. How many tokens may be generated for one sentence.
 
     Raises:
-        ValueError: If the model has neither an input `source_ids` nor `token_ids`, if the generator of an
-            encoder-decoder has no `end_id`, or `max_new_tokens` is not a positive integer.
+        ValueError: If there is no reader and the model has neither an input `source_ids` nor `token_ids`, if the
+            generator of an encoder-decoder has no `end_id`, or `max_new_tokens` is not a positive integer.
 
     Example:
 
@@ -53,7 +54,10 @@ class Pipeline:
 
     def __init__(self, generator, source, target, max_new_tokens=128):
         names = [tensor.name for tensor in generator.model.inputs]
-        if "source_ids" in names:
+        self.has_reader = is_reader(source)
+        if self.has_reader:
+            self.input_name = None
+        elif "source_ids" in names:
             self.input_name = "source_ids"
         elif "token_ids" in names:
             self.input_name = "token_ids"
@@ -70,9 +74,10 @@ class Pipeline:
         self.source = source
         self.target = target
         self.max_new_tokens = max_new_tokens
-        text = tf.TensorSpec([None], "string", name="text")
-        self._translate = tf.function(self._translate_in_graph, input_signature=[text], autograph=False)
-        self._encode = tf.function(self._encode_in_graph, input_signature=[text], autograph=False)
+        if not self.has_reader:
+            text = tf.TensorSpec([None], "string", name="text")
+            self._translate = tf.function(self._translate_in_graph, input_signature=[text], autograph=False)
+            self._encode = tf.function(self._encode_in_graph, input_signature=[text], autograph=False)
         ids = tf.TensorSpec([None, None], "int32")
         self._decode = tf.function(self._decode_in_graph, input_signature=[ids], autograph=False)
 
@@ -101,29 +106,33 @@ class Pipeline:
         return {"text": self._decode_in_graph(ids)}
 
     def predict(self, texts, batch_size=64):
-        """Generates the text for each of a list of texts.
+        """Generates the text for each of a list of texts, or of what the reader takes.
 
         Args:
-            texts: List of strings.
-            batch_size: Integer. How many texts to process at once. Texts of similar length share a batch.
+            texts: List of strings; with a reader, list of its raw inputs.
+            batch_size: Integer. How many to process at once. Texts of similar length share a batch.
 
         Returns:
             A list of strings, in the order of `texts`.
 
         Raises:
-            ValueError: If `texts` is one string, or holds something that is not a string.
+            ValueError: If `texts` is one string, or holds something that is not a string or that the reader refuses.
         """
-        if isinstance(texts, str | bytes) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"`texts` must be a list of strings; received {texts!r}.")
-        longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        order = range(len(texts))
+        if not self.has_reader:
+            if isinstance(texts, str | bytes) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"`texts` must be a list of strings; received {texts!r}.")
+            order = sorted(order, key=lambda i: -len(texts[i]))  # The longest first.
         results = [""] * len(texts)
         for begin in range(0, len(texts), batch_size):
-            chosen = longest_first[begin : begin + batch_size]
+            chosen = order[begin : begin + batch_size]
             for i, result in zip(chosen, self._predict_batch([texts[i] for i in chosen]), strict=True):
                 results[i] = result.decode("utf-8", errors="replace")
         return results
 
     def _predict_batch(self, batch):
+        if self.has_reader:
+            return self._decode(self.generator.generate(self.source(batch), self.max_new_tokens)).numpy()
         text = tf.constant(batch, "string")
         if keras.backend.backend() == "tensorflow":
             return self._translate(text)["text"].numpy()
@@ -131,7 +140,7 @@ class Pipeline:
         return self._decode(self.generator.generate(inputs, self.max_new_tokens)).numpy()
 
     def save(self, directory):
-        """Saves model, generator and tokenizers, to be read by `keras_transformer.pipelines.load`.
+        """Saves model, generator, tokenizers and reader, to be read by `keras_transformer.pipelines.load`.
 
         The directory holds `model.keras`, `pipeline.json` and the files of the tokenizers, and may be moved anywhere.
         It appears when all is written. An earlier saved pipeline is replaced.
@@ -147,22 +156,20 @@ class Pipeline:
             tokenizers = {"source": self.source, "target": self.target}
         config = {
             "generator": self.generator.get_config(),
-            "tokenizers": {name: keras.saving.serialize_keras_object(item) for name, item in tokenizers.items()},
             "max_new_tokens": self.max_new_tokens,
         }
         with written_at_once(directory, PIPELINE_FILES) as staging:
-            self.generator.model.save(staging / "model.keras")
-            for name, tokenizer in tokenizers.items():
-                (staging / name).mkdir()
-                tokenizer.save_assets(str(staging / name))
-            (staging / "pipeline.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            self.generator.model.save(staging / MODEL_FILE)
+            config["tokenizers"] = {name: save_part(part, staging / name) for name, part in tokenizers.items()}
+            (staging / PIPELINE_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def export(self, directory):
         """Writes a SavedModel that takes strings and returns strings.
 
         Its signature `serving_default` takes `text`, a batch of strings of any size, and returns `text`, as many
-        strings. A process that loads it needs `tensorflow` and `tensorflow_text`, whose import registers the
-        tokenizers' operations, and nothing of Keras:
+        strings. With a reader, it takes what that reads: `images`, uint8 `[batch, height, width, channels]` of one
+        size, or `sounds`, floats `[batch, samples]` filled up with zeros. A process that loads it needs `tensorflow`
+        and `tensorflow_text`, whose import registers the tokenizers' operations, and nothing of Keras:
 
         ```python
         import tensorflow as tf
@@ -179,85 +186,26 @@ class Pipeline:
             RuntimeError: If the backend is not TensorFlow.
             FileExistsError: If the directory holds something else than a SavedModel.
         """
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                "`export` writes a TensorFlow graph and needs the TensorFlow backend; the backend is "
-                f"{keras.backend.backend()}. Save the pipeline with `save`, and load and export it in a process with "
-                "KERAS_BACKEND=tensorflow."
-            )
+        check_exportable("Save the pipeline with `save`, and load and export it")
         module = tf.Module()
         # A SavedModel keeps the variables and tables that it can reach from its root.
-        module.model, module.source, module.target = self.generator.model, self.source, self.target
-        module.translate = self._translate
-        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
-            tf.saved_model.save(module, staging, signatures={"serving_default": self._translate})
-
-
-def load(directory):
-    """Loads a pipeline from the directory that `Pipeline.save` wrote, in any process and on any backend.
-
-    Args:
-        directory: String or path.
-
-    Returns:
-        A `Pipeline` that gives the same strings as the saved one. Its model is not compiled for training.
-
-    Raises:
-        FileNotFoundError: If there is no saved pipeline in the directory.
-
-    Example:
-
-    >>> import tempfile
-    >>> from keras_transformer.generation import Generator
-    >>> from keras_transformer.pipelines import train_subwords
-    >>> tokenizer = train_subwords(["ein spiel@@ haus"])
-    >>> model = kt.models.transformer(7, 7, dim=8, depth=1, num_heads=2, hidden_dim=8)
-    >>> pipeline = Pipeline(Generator(model, start_id=1, end_id=2), tokenizer, tokenizer, max_new_tokens=4)
-    >>> directory = tempfile.mkdtemp()
-    >>> pipeline.save(directory)
-    >>> load(directory).predict(["ein haus"]) == pipeline.predict(["ein haus"])
-    True
-    """
-    directory = Path(directory)
-    if not (directory / "pipeline.json").is_file():
-        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {directory / 'pipeline.json'}.")
-    config = json.loads((directory / "pipeline.json").read_text(encoding="utf-8"))
-    tokenizers = {}
-    for name, tokenizer in config["tokenizers"].items():
-        tokenizers[name] = keras.saving.deserialize_keras_object(tokenizer)
-        tokenizers[name].load_assets(str(directory / name))
-    model = keras.saving.load_model(directory / "model.keras", compile=False)
-    return Pipeline(
-        Generator.from_config(model, config["generator"]),
-        tokenizers.get("tokenizer") or tokenizers["source"],
-        tokenizers.get("tokenizer") or tokenizers["target"],
-        config["max_new_tokens"],
-    )
-
-
-@contextlib.contextmanager
-def written_at_once(directory, own_files):
-    """Yields a new directory beside `directory` that takes its place when the block has ended without an error."""
-    directory = Path(os.path.abspath(directory))
-    if directory.exists():
-        others = sorted({path.name for path in directory.iterdir()} - own_files) if directory.is_dir() else ["a file"]
-        if others:
-            raise FileExistsError(
-                f"`directory` must be new, empty or the earlier result of the same method; received {directory}, "
-                f"which holds {', '.join(others[:10])}."
-            )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir()
-    try:
-        yield staging
-        if directory.exists():
-            earlier = staging.with_name(f"{staging.name}.earlier")
-            directory.rename(earlier)
-            staging.rename(directory)
-            shutil.rmtree(earlier)
+        module.model, module.target = self.generator.model, self.target
+        if self.has_reader:
+            module.source = self.source.in_graph(self.generator.model, self.generator.pad_id)
+            module.translate = self._answer_in_graph(module.source)
         else:
-            staging.rename(directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+            module.source, module.translate = self.source, self._translate
+        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
+            tf.saved_model.save(module, staging, signatures={"serving_default": module.translate})
+
+    def _answer_in_graph(self, read):
+        def answer(*raw_inputs):
+            ids = self.generator.generate_tensors(read(*raw_inputs), self.max_new_tokens)
+            return {"text": self._decode_in_graph(ids)}
+
+        return tf.function(answer, input_signature=read.signature, autograph=False)
+
+
+def is_reader(source):
+    """Whether a source reads raw inputs by itself, and is no tokenizer."""
+    return hasattr(source, "in_graph")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from keras_transformer.generation import Generator
@@ -10,7 +9,6 @@ from keras_transformer.generation.batches import pad_rows
 from keras_transformer.layers import Placeholders
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.images import ImagePreprocessor
-from keras_transformer.pipelines.pipeline import SAVED_MODEL_FILES, written_at_once
 from keras_transformer.pipelines.readers import (
     ImageReader,
     ImageTextReader,
@@ -18,6 +16,7 @@ from keras_transformer.pipelines.readers import (
     SoundReader,
     TextReader,
 )
+from keras_transformer.pipelines.saving import SAVED_MODEL_FILES, check_exportable, written_at_once
 from keras_transformer.pipelines.sounds import SoundPreprocessor
 from keras_transformer.pipelines.speech_prompt import SpeechPrompt
 from keras_transformer.pipelines.tokenizer_files import SpecialTokens, read_tokenizer
@@ -99,11 +98,7 @@ class PretrainedPipeline:
             ValueError: if a part of the tokenizer or the preprocessor has no counterpart in TensorFlow, with its name.
             FileExistsError: if the directory holds something else than a SavedModel.
         """
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                "`export` writes a TensorFlow graph and needs the TensorFlow backend; the backend is "
-                f"{keras.backend.backend()}. Load and export the checkpoint in a process with KERAS_BACKEND=tensorflow."
-            )
+        check_exportable("Load and export the checkpoint")
         read, answer = self.read.in_graph(self.answer.model, self.answer.pad_id), self.answer.in_graph()
 
         def serve(*raw_inputs):

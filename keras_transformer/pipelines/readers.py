@@ -5,11 +5,14 @@ what does the same with tensors of raw inputs inside of a TensorFlow graph (see 
 """
 
 import copy
+import dataclasses
 
+import keras
 from keras import ops
 
 from keras_transformer.generation.batches import pad_rows
 from keras_transformer.generation.graph import mask_name
+from keras_transformer.pipelines.images import ImagePreprocessor
 
 FILL = "<FILL_ME>"
 INFILLING = ("▁<PRE>", "▁<SUF>", "▁<MID>")
@@ -133,6 +136,7 @@ class PairReader:
         return GraphTexts(self.tokenizer, "token_ids", "padding_mask", self.pad_id, segments)
 
 
+@keras.saving.register_keras_serializable(package="keras_transformer")
 class ImageReader:
     """Images as the batch that a model reads.
 
@@ -156,8 +160,8 @@ class ImageReader:
         batch = self.preprocessor(images)
         if batch.shape[1:] != self.shape:
             raise ValueError(
-                f"The preprocessor of the checkpoint must make images of {self.shape}, which its model reads; it made "
-                f"them of {batch.shape[1:]}. Correct `size` and `crop_size`."
+                f"The preprocessor must make images of {self.shape}, which the model reads; it made "
+                f"them of {batch.shape[1:]}. Correct its `size` and `crop`."
             )
         return {"images": batch}
 
@@ -165,6 +169,14 @@ class ImageReader:
         from keras_transformer.pipelines.graph_readers import GraphImages
 
         return GraphImages(self.preprocessor)
+
+    def get_config(self):
+        return {"preprocessor": dataclasses.asdict(self.preprocessor), "shape": self.shape}
+
+    @classmethod
+    def from_config(cls, config):
+        options = {name: tuple(x) if isinstance(x, list) else x for name, x in config["preprocessor"].items()}
+        return cls(ImagePreprocessor(**options), config["shape"])
 
 
 class SoundReader:

@@ -1,0 +1,53 @@
+"""Reading what pipelines have written."""
+
+import json
+from pathlib import Path
+
+import keras
+
+from keras_transformer.generation import Generator
+from keras_transformer.pipelines.classifier import Classifier
+from keras_transformer.pipelines.pipeline import Pipeline
+from keras_transformer.pipelines.saving import MODEL_FILE, PIPELINE_FILE, load_part
+
+
+def load(directory):
+    """Loads what `Pipeline.save` or `Classifier.save` wrote, in any process and on any backend.
+
+    Args:
+        directory: String or path.
+
+    Returns:
+        A `Pipeline` or `Classifier` that gives the same answers as the saved one. Its model is not compiled for
+        training.
+
+    Raises:
+        FileNotFoundError: If there is no saved pipeline in the directory.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_transformer.generation import Generator
+    >>> from keras_transformer.pipelines import Pipeline, train_subwords
+    >>> tokenizer = train_subwords(["ein spiel@@ haus"])
+    >>> model = kt.models.transformer(7, 7, dim=8, depth=1, num_heads=2, hidden_dim=8)
+    >>> pipeline = Pipeline(Generator(model, start_id=1, end_id=2), tokenizer, tokenizer, max_new_tokens=4)
+    >>> directory = tempfile.mkdtemp()
+    >>> pipeline.save(directory)
+    >>> load(directory).predict(["ein haus"]) == pipeline.predict(["ein haus"])
+    True
+    """
+    directory = Path(directory)
+    if not (directory / PIPELINE_FILE).is_file():
+        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {directory / PIPELINE_FILE}.")
+    config = json.loads((directory / PIPELINE_FILE).read_text(encoding="utf-8"))
+    model = keras.saving.load_model(directory / MODEL_FILE, compile=False)
+    if "labels" in config:
+        return Classifier(model, load_part(config["source"], directory / "source"), config["labels"])
+    tokenizers = {name: load_part(part, directory / name) for name, part in config["tokenizers"].items()}
+    return Pipeline(
+        Generator.from_config(model, config["generator"]),
+        tokenizers.get("tokenizer") or tokenizers["source"],
+        tokenizers.get("tokenizer") or tokenizers["target"],
+        config["max_new_tokens"],
+    )

@@ -1,0 +1,66 @@
+"""How pipelines are written: all of one or nothing, with the files of their sources beside the model."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import keras
+
+MODEL_FILE, PIPELINE_FILE = "model.keras", "pipeline.json"
+PIPELINE_FILES = {MODEL_FILE, PIPELINE_FILE, "tokenizer", "source", "target"}
+SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
+
+
+def save_part(part, directory):
+    """Writes the files of a tokenizer or reader into a new directory, and returns its configuration."""
+    if hasattr(part, "save_assets"):
+        directory.mkdir()
+        part.save_assets(str(directory))
+    return keras.saving.serialize_keras_object(part)
+
+
+def load_part(config, directory):
+    """The tokenizer or reader that `save_part` has written."""
+    part = keras.saving.deserialize_keras_object(config)
+    if hasattr(part, "load_assets"):
+        part.load_assets(str(directory))
+    return part
+
+
+def check_exportable(what):
+    """Raises where there is no TensorFlow graph to write."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "`export` writes a TensorFlow graph and needs the TensorFlow backend; the backend is "
+            f"{keras.backend.backend()}. {what} in a process with KERAS_BACKEND=tensorflow."
+        )
+
+
+@contextlib.contextmanager
+def written_at_once(directory, own_files):
+    """Yields a new directory beside `directory` that takes its place when the block has ended without an error."""
+    directory = Path(os.path.abspath(directory))
+    if directory.exists():
+        others = sorted({path.name for path in directory.iterdir()} - own_files) if directory.is_dir() else ["a file"]
+        if others:
+            raise FileExistsError(
+                f"`directory` must be new, empty or the earlier result of the same method; received {directory}, "
+                f"which holds {', '.join(others[:10])}."
+            )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    staging.mkdir()
+    try:
+        yield staging
+        if directory.exists():
+            earlier = staging.with_name(f"{staging.name}.earlier")
+            directory.rename(earlier)
+            staging.rename(directory)
+            shutil.rmtree(earlier)
+        else:
+            staging.rename(directory)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
