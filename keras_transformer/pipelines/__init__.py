@@ -5,6 +5,13 @@ from keras_transformer.pipelines.batching import token_batches
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
 from keras_transformer.pipelines.images import ImagePreprocessor
+from keras_transformer.pipelines.language_data import (
+    fill_in_the_middle,
+    read_texts,
+    token_stream,
+    token_windows,
+    train_byte_pairs,
+)
 from keras_transformer.pipelines.loading import load
 from keras_transformer.pipelines.pipeline import Pipeline
 from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
@@ -41,14 +48,19 @@ __all__ = [
     "TextReader",
     "TokenReader",
     "WordPieceTokenizer",
+    "fill_in_the_middle",
     "hold_out",
     "load",
     "load_pretrained",
     "number_pairs",
     "read_pairs",
+    "read_texts",
     "read_tokenizer",
     "token_batches",
     "token_ids",
+    "token_stream",
+    "token_windows",
+    "train_byte_pairs",
     "train_sentence_piece",
     "train_subwords",
     "train_word_piece",
