@@ -1,10 +1,11 @@
 """From raw text to text: corpora, tokenizers, batches, and the pipeline that saves and exports them with a model."""
 
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
-from keras_transformer.pipelines.batching import token_batches
+from keras_transformer.pipelines.batching import text_batches, token_batches
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
 from keras_transformer.pipelines.images import ImagePreprocessor
+from keras_transformer.pipelines.labelled_texts import emoji_names, read_labelled_texts, split_by_group
 from keras_transformer.pipelines.language_data import (
     fill_in_the_middle,
     read_texts,
@@ -29,6 +30,7 @@ from keras_transformer.pipelines.tokenizers import (
     train_subwords,
     train_word_piece,
 )
+from keras_transformer.pipelines.word_tokenizer import WordTokenizer, train_words
 
 __all__ = [
     "BestLabel",
@@ -48,14 +50,19 @@ __all__ = [
     "TextReader",
     "TokenReader",
     "WordPieceTokenizer",
+    "WordTokenizer",
+    "emoji_names",
     "fill_in_the_middle",
     "hold_out",
     "load",
     "load_pretrained",
     "number_pairs",
+    "read_labelled_texts",
     "read_pairs",
     "read_texts",
     "read_tokenizer",
+    "split_by_group",
+    "text_batches",
     "token_batches",
     "token_ids",
     "token_stream",
@@ -64,4 +71,5 @@ __all__ = [
     "train_sentence_piece",
     "train_subwords",
     "train_word_piece",
+    "train_words",
 ]

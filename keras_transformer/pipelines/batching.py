@@ -1,4 +1,4 @@
-"""Batches of about equally long pairs, measured in tokens."""
+"""Batches of about equally long texts: pairs, measured in tokens, and labelled texts, by the number."""
 
 import itertools
 
@@ -116,3 +116,68 @@ def _batch_boundaries(lengths, tokens_per_batch):
             begin = end
     boundaries.append((begin, len(lengths)))
     return np.array(boundaries)
+
+
+def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, input_name="token_ids"):
+    """Groups rows of token ids and their labels into padded batches of about equally long rows.
+
+    Rows fall into buckets by their length, each of which holds about as many, and are padded to the longest that their
+    bucket may hold. All batches of a bucket have one shape, so that a compiled step is traced at most once a bucket:
+    the last one is filled up with rows of weight 0. Compile the model with `weighted_metrics`, which leave them out.
+
+    Args:
+        rows: List of integer sequences, none of them empty.
+        labels: List of integers.
+        batch_size: Integer. How many rows a batch has.
+        shuffle: Boolean. Whether each epoch has an order of its own; otherwise all have the same.
+        seed: Integer. The same seed gives the same epochs.
+        buckets: Integer. The largest number of different lengths.
+        input_name: String. The input of the model that the ids go to.
+
+    Returns:
+        A `tf.data.Dataset` of `({input_name: ids}, labels, weights)`: int32 `[batch, length]`, int32 `[batch]` and
+        float32 `[batch]`. Its cardinality is the number of batches in an epoch.
+
+    Raises:
+        ValueError: If there are no rows, one of them is empty, or there are not as many labels.
+
+    Example:
+
+    >>> batches = text_batches([[5, 6, 7], [8], [9, 3]], [0, 1, 1], batch_size=2, shuffle=False, buckets=1)
+    >>> for inputs, labels, weights in batches:
+    ...     print(inputs["token_ids"].numpy().tolist(), labels.numpy(), weights.numpy())
+    [[5, 6, 7, 0], [8, 0, 0, 0]] [0 1] [1. 1.]
+    [[9, 3, 0, 0], [9, 3, 0, 0]] [1 1] [1. 0.]
+    """
+    if not len(rows) or len(rows) != len(labels):
+        raise ValueError(
+            f"`rows` and `labels` must be as many, at least one; received {len(rows)} rows and {len(labels)} labels."
+        )
+    lengths = np.array([len(row) for row in rows])
+    if not lengths.min():
+        raise ValueError(f"`rows` must not be empty; received number {lengths.argmin()} without a token.")
+    quantiles = np.quantile(lengths, np.arange(1, buckets + 1) / buckets)
+    longest = np.unique(-(-np.ceil(quantiles).astype(int) // 4) * 4)
+    counts = np.bincount(np.searchsorted(longest, lengths))
+
+    def fill_up(ids, labels):
+        places = tf.range(batch_size)
+        is_real = places < tf.shape(ids)[0]
+        chosen = tf.where(is_real, places, 0)
+        inputs = {input_name: tf.ensure_shape(tf.gather(ids, chosen), (batch_size, None))}
+        return inputs, tf.ensure_shape(tf.gather(labels, chosen), (batch_size,)), tf.cast(is_real, "float32")
+
+    ids = tf.RaggedTensor.from_row_lengths(np.concatenate([np.asarray(row, "int32") for row in rows]), lengths)
+    dataset = tf.data.Dataset.from_tensor_slices((ids, np.asarray(labels, "int32")))
+    dataset = dataset.map(lambda ids, label: (tf.identity(ids), label)).cache()  # A row of ragged ids is dense.
+    if shuffle:
+        dataset = dataset.shuffle(len(rows), seed=seed)
+    dataset = dataset.bucket_by_sequence_length(
+        lambda ids, label: tf.shape(ids)[0],
+        bucket_boundaries=(longest + 1).tolist(),  # The first length that a bucket does not hold.
+        bucket_batch_sizes=[batch_size] * (len(longest) + 1),
+        pad_to_bucket_boundary=True,
+    )
+    dataset = dataset.map(fill_up, num_parallel_calls=tf.data.AUTOTUNE)
+    size = int(np.sum(-(-counts // batch_size)))
+    return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)
