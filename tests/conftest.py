@@ -7,6 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Each of the processes that run the tests has a core; torch's threads on models as small as these wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny models run once: JAX spends its time on compiling them, of which the passes that save run time are a quarter.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import gc  # noqa: E402
 
