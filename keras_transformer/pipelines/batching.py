@@ -118,7 +118,7 @@ def _batch_boundaries(lengths, tokens_per_batch):
     return np.array(boundaries)
 
 
-def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, input_name="token_ids"):
+def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8):
     """Groups rows of token ids and their labels into padded batches of about equally long rows.
 
     Rows fall into buckets by their length, each of which holds about as many, and are padded to the longest that their
@@ -132,11 +132,10 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, inpu
         shuffle: Boolean. Whether each epoch has an order of its own; otherwise all have the same.
         seed: Integer. The same seed gives the same epochs.
         buckets: Integer. The largest number of different lengths.
-        input_name: String. The input of the model that the ids go to.
 
     Returns:
-        A `tf.data.Dataset` of `({input_name: ids}, labels, weights)`: int32 `[batch, length]`, int32 `[batch]` and
-        float32 `[batch]`. Its cardinality is the number of batches in an epoch.
+        A `tf.data.Dataset` of `(ids, labels, weights)`: int32 `[batch, length]`, int32 `[batch]` and float32 `[batch]`.
+        Its cardinality is the number of batches in an epoch.
 
     Raises:
         ValueError: If there are no rows, one of them is empty, or there are not as many labels.
@@ -144,8 +143,8 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, inpu
     Example:
 
     >>> batches = text_batches([[5, 6, 7], [8], [9, 3]], [0, 1, 1], batch_size=2, shuffle=False, buckets=1)
-    >>> for inputs, labels, weights in batches:
-    ...     print(inputs["token_ids"].numpy().tolist(), labels.numpy(), weights.numpy())
+    >>> for ids, labels, weights in batches:
+    ...     print(ids.numpy().tolist(), labels.numpy(), weights.numpy())
     [[5, 6, 7, 0], [8, 0, 0, 0]] [0 1] [1. 1.]
     [[9, 3, 0, 0], [9, 3, 0, 0]] [1 1] [1. 0.]
     """
@@ -164,8 +163,9 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, inpu
         places = tf.range(batch_size)
         is_real = places < tf.shape(ids)[0]
         chosen = tf.where(is_real, places, 0)
-        inputs = {input_name: tf.ensure_shape(tf.gather(ids, chosen), (batch_size, None))}
-        return inputs, tf.ensure_shape(tf.gather(labels, chosen), (batch_size,)), tf.cast(is_real, "float32")
+        ids, labels = tf.gather(ids, chosen), tf.gather(labels, chosen)
+        ids, labels = tf.ensure_shape(ids, (batch_size, None)), tf.ensure_shape(labels, (batch_size,))
+        return ids, labels, tf.cast(is_real, "float32")
 
     ids = tf.RaggedTensor.from_row_lengths(np.concatenate([np.asarray(row, "int32") for row in rows]), lengths)
     dataset = tf.data.Dataset.from_tensor_slices((ids, np.asarray(labels, "int32")))

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -93,6 +94,8 @@ class Classifier:
 
     def _probabilities(self, inputs):
         tensors = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+        # As the model was built: one input, a list or a dict of them. Keras warns of others.
+        tensors = keras.tree.map_structure(lambda x: tensors[x.name], self.model.input)
         return ops.softmax(ops.cast(self.model(tensors, training=False), "float32"))
 
     def save(self, directory):

@@ -114,15 +114,15 @@ def rows_of(count=203, seed=0):
 @pytest.mark.parametrize("batch_size", [1, 16, 500])
 def test_every_row_comes_once_in_an_epoch(batch_size, shuffle):
     rows, labels = rows_of()
-    batches = text_batches(rows, labels, batch_size, shuffle, buckets=5, input_name="source_ids")
+    batches = text_batches(rows, labels, batch_size, shuffle, buckets=5)
     seen = [list(batches.as_numpy_iterator()) for _ in range(2)]
     for epoch in seen:
         assert len(epoch) == int(batches.cardinality())
-        assert len({inputs["source_ids"].shape for inputs, *_ in epoch}) <= 5
+        assert len({ids.shape for ids, *_ in epoch}) <= 5
         assert {len(labels) for _, labels, _ in epoch} == {batch_size}
         found = {}
-        for inputs, labels, weights in epoch:
-            for row, label, weight in zip(inputs["source_ids"], labels, weights, strict=True):
+        for ids, labels, weights in epoch:
+            for row, label, weight in zip(ids, labels, weights, strict=True):
                 assert row[0] == 10 + label and set(row) <= {0, 10 + label}
                 if weight:
                     assert label not in found
