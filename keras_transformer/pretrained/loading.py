@@ -16,7 +16,7 @@ from keras_transformer.pretrained.weights import Stored, inside, match
 COMMON_BUFFERS = (r".*\.position_ids", r".*rotary_emb\.(original_)?inv_freq")
 
 
-def load(directory, task=None, dtype=None, allow_pickle=False):
+def load(directory, task=None, dtype=None, allow_pickle=False, labels=None):
     """Loads a checkpoint in the Hugging Face layout as a functional model of this library's blocks.
 
     The model is an ordinary `keras.Model`: train it with `fit`, generate with `kt.generation.Generator`, take it
@@ -43,6 +43,8 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
             configuration's `architectures` say. `"bare"` leaves the head of a checkpoint away, for a new one.
         dtype: str or `keras.DTypePolicy`. Of the model; by default the global policy.
         allow_pickle: boolean. Whether weights may be read from pickle files, with torch's `weights_only`.
+        labels: strings. Names of the classes of a new head, whose weights are initialized instead of read; so is the
+            pooler before it, if the file has none. For a task that classifies.
 
     Returns:
         `keras.Model`.
@@ -70,6 +72,7 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     family = find_family(configuration)
     configuration = configuration if task is None else for_task(family, configuration, task)
     task = find_task(family, configuration)
+    configuration = configuration if labels is None else _with_labels(configuration, task, labels)
     checkpoint = Checkpoint(directory, allow_pickle)
     checkpoint = checkpoint if family.unpack is None else family.unpack(checkpoint)
     names = {_plain(name, family): name for name in checkpoint}
@@ -80,6 +83,7 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
         model = keras.Model({x.name: x for x in model.inputs}, model.output, name=model.name)
         fields.warn_of_unknown()
         places = _places(model, family)
+        places = places if labels is None else _without_head(places, family, names)
         _take_from_tied(names, family, places)
         _check(model, places, checkpoint, names, family)
         _check_tied(checkpoint, names, family, places)
@@ -93,6 +97,31 @@ def load(directory, task=None, dtype=None, allow_pickle=False):
     unused = {name: own for name, own in names.items() if _is_unused(name, family)}
     model.checkpoint_rest = Rest(checkpoint if unused else None, unused, _generation_settings(directory))
     return model
+
+
+def _with_labels(configuration, task, labels):
+    """The configuration of a model that tells these classes apart."""
+    names = list(labels)
+    if not task.endswith("classification"):
+        raise ValueError(f"`labels` are for a `task` that classifies; received labels={names} for the task {task!r}.")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"`labels` must be two names or more, each of them once; received {names}.")
+    numbered = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    others = {name: value for name, value in configuration.items() if name not in ("num_labels", "_num_labels")}
+    return {**others, **numbered, "problem_type": "single_label_classification"}
+
+
+def _without_head(places, family, names):
+    """The places of what is read where the head is new: of the pooler before it, only if the file has one."""
+    kept = {}
+    for path, (variable, stored) in places.items():
+        layer = path.rpartition("/")[0]
+        if layer not in family.heads and (layer != "pooler" or stored.name + ".weight" in names):
+            kept[path] = variable, stored
+    return kept
 
 
 class Rest:

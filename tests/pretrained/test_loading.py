@@ -66,6 +66,41 @@ def test_head_of_another_task_is_left_away_with_a_word(tiny, tmp_path):
         kt.pretrained.load(directory, task="causal_lm")
 
 
+@pytest.mark.filterwarnings("ignore:These weights")
+@pytest.mark.parametrize("name", ["bert, masked", "bert, sequence", "distilbert, masked", "roberta, masked"])
+def test_new_head(name, tiny, tmp_path):
+    """The body is read, the head is new, and what is saved has the names of the classes."""
+    directory, reference = tiny(name)
+    batch = text_batch(reference, "none")
+    labels = ["good", "bad", "neither", "both"]
+    model = kt.pretrained.load(directory, task="sequence_classification", labels=labels)
+    body = kt.pretrained.load(directory, task="bare")
+    paths = {variable.path: variable for variable in model.variables}
+    for variable in body.variables:
+        if "seed_generator" not in variable.path:
+            np.testing.assert_array_equal(np.array(paths[variable.path]), np.array(variable))
+    logits = outputs_of(model, batch)["logits"]
+    assert logits.shape == (3, 4) and np.abs(logits).max() > 0
+    kt.pretrained.save(model, tmp_path / "tuned")
+    again = kt.pretrained.load(tmp_path / "tuned")
+    np.testing.assert_array_equal(outputs_of(again, batch)["logits"], logits)
+    written = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert written["id2label"] == {str(i): label for i, label in enumerate(labels)}
+
+
+@pytest.mark.parametrize(
+    "task, labels, message",
+    [
+        ("bare", ["a", "b"], "`labels` are for a `task` that classifies"),
+        ("sequence_classification", ["a", "a"], "two names or more, each of them once"),
+        ("sequence_classification", ["a"], "two names or more"),
+    ],
+)
+def test_new_head_needs_names(task, labels, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        kt.pretrained.load(tiny("bert, masked")[0], task=task, labels=labels)
+
+
 def test_names_without_prefix_buffers_and_earlier_spellings(tiny):
     directory, reference = tiny("bert")
 
