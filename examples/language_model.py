@@ -49,8 +49,8 @@ def parse_arguments():
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("language_model_output"), help="directory, new or empty")
     arguments = parser.parse_args()
-    if min(arguments.epochs, arguments.steps or 1) < 1:
-        parser.error("--epochs and --steps must be at least 1")
+    if arguments.epochs < 1 or arguments.steps is not None and arguments.steps < arguments.epochs:
+        parser.error("--epochs must be at least 1, and --steps at least as many")
     if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
         parser.error(f"--output must be a new or empty directory; {arguments.output} is not")
     if "" in (arguments.prompt or ()):
@@ -98,18 +98,18 @@ def surprise(model, ids):
 
 def draw_surprise(model, tokenizer, ids, path):
     """A piece of text in which each token is the redder the less the model expected it."""
-    figure, (row, column) = Figure(figsize=(10, 6)), (0, 0)
+    figure, (row, column) = Figure(figsize=(10, 5)), (0, 0)
     for token, loss in zip(ids[1:].tolist(), surprise(model, ids), strict=True):
-        color = colormaps["Reds"](min(loss / 8, 1))
+        color = colormaps["Reds"](min(loss / 8, 1) * 0.6)
         for part in tokenizer.decode([token]).expandtabs(4).replace("\r", "").splitlines(keepends=True):
             box = {"facecolor": color, "edgecolor": "none", "pad": 1}
             if part.rstrip("\n"):
-                place = (0.02 + column * 0.0098, 0.95 - row * 0.035)
+                place = (0.02 + column * 0.0098, 0.93 - row * 0.042)
                 figure.text(*place, part.rstrip("\n"), family="monospace", size=9, bbox=box, va="top")
             column += len(part)
             if part.endswith("\n") or column > 92:
                 row, column = row + 1, 0
-    figure.suptitle("How unexpected each token was", size=10, y=0.995)
+    figure.suptitle("How unexpected each token was", size=10, y=0.99)
     figure.savefig(path, dpi=120)
 
 
