@@ -1,5 +1,6 @@
 """From raw text to text: corpora, tokenizers, batches, and the pipeline that saves and exports them with a model."""
 
+from keras_transformer.pipelines.answer_inputs import answer_inputs
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import text_batches, token_batches
 from keras_transformer.pipelines.classifier import Classifier
@@ -51,6 +52,7 @@ __all__ = [
     "TokenReader",
     "WordPieceTokenizer",
     "WordTokenizer",
+    "answer_inputs",
     "emoji_names",
     "fill_in_the_middle",
     "hold_out",

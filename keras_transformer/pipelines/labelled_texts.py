@@ -14,7 +14,7 @@ LATIN_LANGUAGES = ("en", "de", "fr", "es", "pt", "it", "id", "tr")
 SKIN_TONES = re.compile("[\U0001f3fb-\U0001f3ff]")
 
 
-def read_labelled_texts(path):
+def read_labelled_texts(path, known=None):
     """Reads texts and their labels from a file.
 
     - `.jsonl`: each line is a JSON object with `label`, a string or an integer, and `text`. Other keys are ignored.
@@ -27,6 +27,7 @@ def read_labelled_texts(path):
 
     Args:
         path: str or path.
+        known: strings, the only labels that there may be; None for any.
 
     Returns:
         A tuple `(texts, labels)` of lists of strings, in the order of the file.
@@ -54,6 +55,8 @@ def read_labelled_texts(path):
     for number, label, text in rows:
         if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
             raise ValueError(f"{name}, line {number}: a label must be a string or an integer; received {label!r}.")
+        if known is not None and str(label).strip() not in known:
+            raise ValueError(f"{name}, line {number}: a label must be one of {list(known)}; received {label!r}.")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name}, line {number}: a text must be a string that is not empty; received {text!r}.")
         texts.append(text)

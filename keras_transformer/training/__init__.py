@@ -1,8 +1,18 @@
 """What training a Transformer needs beside Keras' own parts: a schedule, a loss, metrics and callbacks."""
 
+from keras_transformer.training.adapters import add_adapters, merge_adapters
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
 from keras_transformer.training.losses import SmoothedCrossEntropy
 from keras_transformer.training.metrics import Perplexity, TokenAccuracy
 from keras_transformer.training.schedules import InverseSquareRoot
 
-__all__ = ["AverageWeights", "BleuScore", "InverseSquareRoot", "Perplexity", "SmoothedCrossEntropy", "TokenAccuracy"]
+__all__ = [
+    "AverageWeights",
+    "BleuScore",
+    "InverseSquareRoot",
+    "Perplexity",
+    "SmoothedCrossEntropy",
+    "TokenAccuracy",
+    "add_adapters",
+    "merge_adapters",
+]

@@ -72,6 +72,13 @@ def test_bad_file(tmp_path, name, text, message):
         read_labelled_texts(write(tmp_path / name, text))
 
 
+def test_known_labels(tmp_path):
+    path = write(tmp_path / "r.tsv", TSV)
+    assert read_labelled_texts(path, known=["bad", "good", "1"]) == (TEXTS, LABELS)
+    with pytest.raises(ValueError, match=r"r\.tsv, line 3: a label must be one of \['bad', 'good'\]; received '1'"):
+        read_labelled_texts(path, known=["bad", "good"])
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
         read_labelled_texts(tmp_path / "absent.csv")
