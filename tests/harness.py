@@ -254,7 +254,7 @@ def check_training(layer, inputs, expected):
     rates = [part.rate for part in layer._flatten_layers() if isinstance(part, keras.layers.Dropout)]
     if any(rates):
         assert not np.array_equal(first, second)
-    else:
+    elif not hasattr(layer, "seed_generator"):  # What draws by itself has a test of its own.
         np.testing.assert_allclose(first, as_numpy(expected), atol=1e-5)
     np.testing.assert_array_equal(as_numpy(call(layer, inputs, training=False)), as_numpy(expected))
 

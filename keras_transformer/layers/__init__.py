@@ -12,6 +12,8 @@ from keras_transformer.layers.patches import PatchEmbedding, PrefixTokens
 from keras_transformer.layers.placeholders import Placeholders
 from keras_transformer.layers.position import AlibiBias, RelativePositionBias, RotaryEmbedding
 from keras_transformer.layers.softmax import AttentionSinks, SoftCap
+from keras_transformer.layers.spec_augment import SpecAugment
+from keras_transformer.layers.subsampling import FrameSubsampling
 
 __all__ = [
     "AlibiBias",
@@ -22,6 +24,7 @@ __all__ = [
     "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
+    "FrameSubsampling",
     "LogitScale",
     "MixtureOfExperts",
     "MultiHeadSelfAttention",
@@ -32,6 +35,7 @@ __all__ = [
     "RelativePositionBias",
     "RotaryEmbedding",
     "SoftCap",
+    "SpecAugment",
     "gelu_tanh",
     "quick_gelu",
     "relu_squared",

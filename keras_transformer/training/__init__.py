@@ -2,6 +2,7 @@
 
 from keras_transformer.training.adapters import add_adapters, merge_adapters
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
+from keras_transformer.training.ctc import CTCLoss
 from keras_transformer.training.losses import SmoothedCrossEntropy
 from keras_transformer.training.metrics import Perplexity, TokenAccuracy
 from keras_transformer.training.schedules import InverseSquareRoot
@@ -9,6 +10,7 @@ from keras_transformer.training.schedules import InverseSquareRoot
 __all__ = [
     "AverageWeights",
     "BleuScore",
+    "CTCLoss",
     "InverseSquareRoot",
     "Perplexity",
     "SmoothedCrossEntropy",
