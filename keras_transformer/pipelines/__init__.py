@@ -5,6 +5,12 @@ from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import text_batches, token_batches
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
+from keras_transformer.pipelines.image_folders import (
+    LabelledImages,
+    read_image_archive,
+    read_image_folder,
+    split_by_class,
+)
 from keras_transformer.pipelines.images import ImagePreprocessor
 from keras_transformer.pipelines.labelled_texts import emoji_names, read_labelled_texts, split_by_group
 from keras_transformer.pipelines.language_data import (
@@ -40,6 +46,7 @@ __all__ = [
     "ImagePreprocessor",
     "ImageReader",
     "ImageTextReader",
+    "LabelledImages",
     "PairReader",
     "Pipeline",
     "PretrainedPipeline",
@@ -59,10 +66,13 @@ __all__ = [
     "load",
     "load_pretrained",
     "number_pairs",
+    "read_image_archive",
+    "read_image_folder",
     "read_labelled_texts",
     "read_pairs",
     "read_texts",
     "read_tokenizer",
+    "split_by_class",
     "split_by_group",
     "text_batches",
     "token_batches",
