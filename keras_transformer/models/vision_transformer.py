@@ -22,6 +22,7 @@ def vision_transformer(
     depth=4,
     num_heads=4,
     hidden_dim=512,
+    head_dim=None,
     pooling="class_token",
     num_registers=0,
     dropout=0.1,
@@ -44,6 +45,7 @@ def vision_transformer(
         depth: int. Number of blocks.
         num_heads: int. Heads of each attention.
         hidden_dim: int. Width inside the feed-forward networks.
+        head_dim: int. Width of each head; `dim / num_heads` by default.
         pooling: `"class_token"`, a learned vector in front that reads the others, as in ViT; `"mean"` of all patches;
             or `"sequence"`, their mean by learned weights, as in CCT.
         num_registers: int. Learned vectors without a meaning of their own, in which the model can keep what concerns
@@ -104,7 +106,7 @@ def vision_transformer(
     if num_registers:
         x = PrefixTokens(num_registers, name="registers")(x)
     x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
-    attention = MultiHeadSelfAttention(num_heads, dropout=dropout)
+    attention = MultiHeadSelfAttention(num_heads, head_dim, dropout=dropout)
     for i in range(depth):
         x = EncoderBlock(
             attention,
