@@ -5,6 +5,9 @@ from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import text_batches, token_batches
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
+from keras_transformer.pipelines.ctc_answers import ctc_texts
+from keras_transformer.pipelines.error_rate import error_rate
+from keras_transformer.pipelines.frame_readers import CepstrumReader, WaveReader
 from keras_transformer.pipelines.image_folders import (
     LabelledImages,
     read_image_archive,
@@ -25,6 +28,8 @@ from keras_transformer.pipelines.pipeline import Pipeline
 from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
 from keras_transformer.pipelines.readers import ImageReader, ImageTextReader, PairReader, SoundReader, TextReader
 from keras_transformer.pipelines.sounds import SoundPreprocessor
+from keras_transformer.pipelines.speech_batches import speech_batches
+from keras_transformer.pipelines.speech_data import Recording, change_speed, read_recordings, split_recordings
 from keras_transformer.pipelines.speech_prompt import SpeechPrompt
 from keras_transformer.pipelines.token_reader import TokenReader
 from keras_transformer.pipelines.tokenizer_files import read_tokenizer
@@ -41,6 +46,7 @@ from keras_transformer.pipelines.word_tokenizer import WordTokenizer, train_word
 
 __all__ = [
     "BestLabel",
+    "CepstrumReader",
     "Classifier",
     "GeneratedText",
     "ImagePreprocessor",
@@ -50,6 +56,7 @@ __all__ = [
     "PairReader",
     "Pipeline",
     "PretrainedPipeline",
+    "Recording",
     "SentencePieceTokenizer",
     "SoundPreprocessor",
     "SoundReader",
@@ -57,10 +64,14 @@ __all__ = [
     "SubwordTokenizer",
     "TextReader",
     "TokenReader",
+    "WaveReader",
     "WordPieceTokenizer",
     "WordTokenizer",
     "answer_inputs",
+    "change_speed",
+    "ctc_texts",
     "emoji_names",
+    "error_rate",
     "fill_in_the_middle",
     "hold_out",
     "load",
@@ -70,10 +81,13 @@ __all__ = [
     "read_image_folder",
     "read_labelled_texts",
     "read_pairs",
+    "read_recordings",
     "read_texts",
     "read_tokenizer",
     "split_by_class",
+    "speech_batches",
     "split_by_group",
+    "split_recordings",
     "text_batches",
     "token_batches",
     "token_ids",

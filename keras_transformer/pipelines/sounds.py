@@ -101,7 +101,7 @@ def read_sound(sound, sampling_rate):
     array([ 0. ,  0.5, -0.5], dtype=float32)
     """
     if isinstance(sound, str | os.PathLike):
-        return _read_file(sound, sampling_rate)
+        return read_sound_file(sound, sampling_rate)[0]
     wave = np.asarray(sound)
     if wave.dtype.kind != "f" or wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
         raise ValueError(
@@ -111,18 +111,34 @@ def read_sound(sound, sampling_rate):
     return wave.astype("float32")
 
 
-def _read_file(path, sampling_rate):
+def read_sound_file(file, sampling_rate=None, name=None):
+    """A file of sound as an array, its channels averaged.
+
+    Args:
+        file: path, or file object in binary mode.
+        sampling_rate: int. Samples in a second of the result; None for those of the file.
+        name: str. What to call the file in errors; the path by default.
+
+    Returns:
+        A tuple of an array float32 `[samples]` and its sampling rate.
+
+    Raises:
+        ValueError: if the file cannot be read, or holds no sound.
+    """
     import soundfile
     import soxr
 
+    name = file if name is None else name
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        wave, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} must be a sound file that libsndfile can read; {error}") from error
+        raise ValueError(f"{name} must be a sound file that libsndfile can read; {error}") from error
     if not len(wave):
-        raise ValueError(f"{path} must hold sound; it has no samples.")
+        raise ValueError(f"{name} must hold sound; it has no samples.")
     wave = wave.mean(axis=-1)
-    return wave if rate == sampling_rate else soxr.resample(wave, rate, sampling_rate)
+    if sampling_rate in (None, rate):
+        return wave, rate
+    return soxr.resample(wave, rate, sampling_rate), sampling_rate
 
 
 def _called(sound):
