@@ -73,16 +73,6 @@ def vision_transformer(
     >>> tuple(model(np.zeros((2, 32, 48, 3), "float32")).shape)
     (2, 10)
     """
-    if (patch_size is None) == (convolutions is None):
-        raise ValueError(
-            "Either `patch_size` or `convolutions` must be given, to make a sequence of an image; received "
-            f"patch_size={patch_size}, convolutions={convolutions}."
-        )
-    if convolutions is not None and (convolutions < 1 or dim % 2 ** (convolutions - 1)):
-        raise ValueError(
-            "`convolutions` must be at least 1, and `dim` even for each one before the last; received convolutions="
-            f"{convolutions}, dim={dim}."
-        )
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be one of {POOLINGS}; received pooling={pooling!r}.")
     if num_classes < 2 or depth < 1 or num_registers < 0:
@@ -95,11 +85,7 @@ def vision_transformer(
         return keras.layers.LayerNormalization(epsilon=1e-6, name=name)
 
     images = keras.Input(image_shape, name="images")
-    if convolutions is None:
-        check_patches(image_shape, patch_size)
-        x = PatchEmbedding(patch_size, dim, name="patches")(images)
-    else:
-        x = convolutional_stem(images, convolutions, dim)
+    x = image_sequence(images, patch_size, convolutions, dim)
     if pooling == "class_token":
         x = PrefixTokens(name="class_token")(x)
     x = PositionalEmbedding("learned", x.shape[1], name="position")(x)
@@ -119,6 +105,24 @@ def vision_transformer(
     x = norm("encoder_norm")(x)
     logits = keras.layers.Dense(num_classes, name="logits")(pool(x[:, num_registers:], pooling))
     return keras.Model(images, logits, name=name)
+
+
+def image_sequence(images, patch_size, convolutions, dim):
+    """Images as a sequence `[B, T, dim]`, by whichever of `patch_size` and `convolutions` is given."""
+    if (patch_size is None) == (convolutions is None):
+        raise ValueError(
+            "Either `patch_size` or `convolutions` must be given, to make a sequence of an image; received "
+            f"patch_size={patch_size}, convolutions={convolutions}."
+        )
+    if convolutions is None:
+        check_patches(images.shape[1:], patch_size)
+        return PatchEmbedding(patch_size, dim, name="patches")(images)
+    if convolutions < 1 or dim % 2 ** (convolutions - 1):
+        raise ValueError(
+            "`convolutions` must be at least 1, and `dim` even for each one before the last; received convolutions="
+            f"{convolutions}, dim={dim}."
+        )
+    return convolutional_stem(images, convolutions, dim)
 
 
 def check_patches(image_shape, patch_size):
