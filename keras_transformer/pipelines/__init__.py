@@ -3,6 +3,7 @@
 from keras_transformer.pipelines.answer_inputs import answer_inputs
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
 from keras_transformer.pipelines.batching import text_batches, token_batches
+from keras_transformer.pipelines.captioned_images import CaptionedImages, read_captioned_images
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
 from keras_transformer.pipelines.ctc_answers import ctc_texts
@@ -46,6 +47,7 @@ from keras_transformer.pipelines.word_tokenizer import WordTokenizer, train_word
 
 __all__ = [
     "BestLabel",
+    "CaptionedImages",
     "CepstrumReader",
     "Classifier",
     "GeneratedText",
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "number_pairs",
+    "read_captioned_images",
     "read_image_archive",
     "read_image_folder",
     "read_labelled_texts",

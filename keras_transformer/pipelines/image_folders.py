@@ -52,12 +52,12 @@ def read_image_folder(path, size, channels=3):
     if len(folders) < 2:
         raise ValueError(f"{path} must hold a folder of images for each of two or more classes; it has {len(folders)}.")
     files = [(file, label) for label, folder in enumerate(folders) for file in _visible(folder) if file.is_file()]
-    named = [(str(file.relative_to(path)), file, label) for file, label in files]
-    result = _read(named, [folder.name for folder in folders], size, channels)
+    images, places, unreadable = read_all(((file.relative_to(path), file) for file, _ in files), size, channels)
+    labels = np.array([label for _, label in files], "int32")[places]
     for label, folder in enumerate(folders):
-        if label not in result.labels:
+        if label not in labels:
             raise ValueError(f"{folder} must hold an image that Pillow can read; there is none.")
-    return result
+    return LabelledImages(images, labels, [folder.name for folder in folders], unreadable)
 
 
 def read_image_archive(path, size, channels=3):
@@ -114,11 +114,11 @@ def read_image_archive(path, size, channels=3):
             f"{labels[wrong[0]]} for image {wrong[0]}, and {len(wrong)} such in all."
         )
     files = (data[begin:end].tobytes() for begin, end in zip(offsets[:-1], offsets[1:], strict=True))
-    named = ((f"image {i}", io.BytesIO(file), labels[i]) for i, file in enumerate(files))
-    result = _read(named, [str(name) for name in classes], size, channels)
-    if not len(result.images):
+    named = ((f"image {i}", io.BytesIO(file)) for i, file in enumerate(files))
+    images, places, unreadable = read_all(named, size, channels)
+    if not len(images):
         raise ValueError(f"{path} must hold an image that Pillow can read; there is none.")
-    return result
+    return LabelledImages(images, labels[places].astype("int32"), [str(name) for name in classes], unreadable)
 
 
 def split_by_class(labels, classes, share=0.1, seed=0):
@@ -163,21 +163,31 @@ def _visible(folder):
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _read(named, classes, size, channels):
-    """Reads the images of tuples `(name, file, label)`."""
+def read_all(named, size, channels=3):
+    """Reads those images that can be read.
+
+    Args:
+        named: iterable of pairs of a name, to report an image by, and a path or a file of bytes.
+        size: tuple `(height, width)` to resize to.
+        channels: int. 3, or 1 for shades of gray.
+
+    Returns:
+        A tuple `(images, places, unreadable)`: array uint8 `[N, height, width, channels]`; array of the places in
+        `named` that they have; and for each other one a string with its name and the reason.
+    """
     from PIL import Image, UnidentifiedImageError
 
     prepare = ImagePreprocessor(size=tuple(size), scale=1.0, channels=channels)
-    images, labels, unreadable = [], [], []
-    for name, file, label in named:
+    images, places, unreadable = [], [], []
+    for place, (name, file) in enumerate(named):
         try:
             # A file of bytes has no name that the preprocessor could open.
             image = Image.open(file) if isinstance(file, io.BytesIO) else file
             images.append(prepare([image])[0].astype("uint8"))
-            labels.append(label)
+            places.append(place)
         except UnidentifiedImageError:
             unreadable.append(f"{name}: no image that Pillow knows")
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             unreadable.append(f"{name}: {error}")
-    shape = (len(images), *size, channels)
-    return LabelledImages(np.reshape(images, shape).astype("uint8"), np.array(labels, "int32"), classes, unreadable)
+    images = np.reshape(images, (len(images), *size, channels)).astype("uint8")
+    return images, np.array(places, "int64"), unreadable
