@@ -1,11 +1,9 @@
 """Texts and their answers as what a model of a checkpoint is trained with."""
 
-from keras_transformer.generation.batches import pad_rows
-
 NO_LABEL = -100
 
 
-def answer_inputs(model, tokenizer, texts, answers, end_id, start_id=0, pad_id=0):
+def answer_inputs(model, tokenizer, texts, answers, end_id, start_id=0):
     """Tokenizes texts and the answers that a model is to learn to give, for teacher forcing.
 
     An encoder-decoder (a model with the input `source_ids`) reads a text as its tokenizer gives it, and learns to say
@@ -19,12 +17,10 @@ def answer_inputs(model, tokenizer, texts, answers, end_id, start_id=0, pad_id=0
         answers: strings, as many.
         end_id: int. The token that ends an answer.
         start_id: int. The token that a decoder behind an encoder begins with.
-        pad_id: int. The token that rows are filled up with.
 
     Returns:
-        A tuple `(inputs, labels)`: a dict of arrays int32 `[texts, length]` by the names of the model's inputs, and an
-        int32 array of labels, which is -100 where there is nothing to learn. Train with
-        `SmoothedCrossEntropy(pad_id=-100)`.
+        A tuple `(inputs, labels)` for `text_batches`: a dict of lists of rows by the names of the model's inputs, and a
+        list of rows of labels, -100 where there is nothing to learn. Train with `SmoothedCrossEntropy(pad_id=-100)`.
 
     Raises:
         ValueError: if texts and answers are not as many, or one of them is empty.
@@ -37,8 +33,8 @@ def answer_inputs(model, tokenizer, texts, answers, end_id, start_id=0, pad_id=0
     >>> ids = keras.Input((None,), dtype="int32", name="token_ids")
     >>> model = keras.Model(ids, keras.layers.Embedding(4, 4)(ids))
     >>> inputs, labels = answer_inputs(model, tokenizer, ["two ="], ["zwei"], end_id=0)
-    >>> inputs["token_ids"].tolist(), labels.tolist()
-    ([[1, 3, 2]], [[-100, 2, 0]])
+    >>> inputs, labels
+    ({'token_ids': [[1, 3, 2]]}, [[-100, 2, 0]])
     """
     for name, given in (("texts", texts), ("answers", answers)):
         empty = [i for i, text in enumerate(given) if not text.strip()]
@@ -50,15 +46,12 @@ def answer_inputs(model, tokenizer, texts, answers, end_id, start_id=0, pad_id=0
     names = [x.name for x in model.inputs]
     if "source_ids" in names:
         inputs = {
-            "source_ids": pad_rows(sources, pad_id),
-            "source_padding_mask": pad_rows([[1] * len(row) for row in sources], 0),
-            "target_ids": pad_rows([[start_id, *row[:-1]] for row in targets], pad_id),
+            "source_ids": sources,
+            "source_padding_mask": [[1] * len(row) for row in sources],
+            "target_ids": [[start_id, *row[:-1]] for row in targets],
         }
-        return {name: inputs[name] for name in names}, pad_rows(targets, NO_LABEL)
-    rows = [source + target for source, target in zip(sources, targets, strict=True)]
-    inputs = {
-        "token_ids": pad_rows([row[:-1] for row in rows], pad_id),
-        "padding_mask": pad_rows([[1] * (len(row) - 1) for row in rows], 0),
-    }
+        return {name: inputs[name] for name in names}, targets
+    rows = [source + target[:-1] for source, target in zip(sources, targets, strict=True)]
+    inputs = {"token_ids": rows, "padding_mask": [[1] * len(row) for row in rows]}
     labels = [[NO_LABEL] * (len(source) - 1) + target for source, target in zip(sources, targets, strict=True)]
-    return {name: inputs[name] for name in names}, pad_rows(labels, NO_LABEL)
+    return {name: inputs[name] for name in names}, labels

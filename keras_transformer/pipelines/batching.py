@@ -118,7 +118,7 @@ def _batch_boundaries(lengths, tokens_per_batch):
     return np.array(boundaries)
 
 
-def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8):
+def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_id=0):
     """Groups rows of token ids and their labels into padded batches of about equally long rows.
 
     Rows fall into buckets by their length, each of which holds about as many, and are padded to the longest that their
@@ -126,16 +126,18 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8):
     the last one is filled up with rows of weight 0. Compile the model with `weighted_metrics`, which leave them out.
 
     Args:
-        rows: List of integer sequences, none of them empty.
-        labels: List of integers.
+        rows: List of integer sequences, none of them empty; or a dict of such lists, by the names of a model's inputs.
+        labels: List of integers; or of integer sequences, the labels of tokens.
         batch_size: Integer. How many rows a batch has.
         shuffle: Boolean. Whether each epoch has an order of its own; otherwise all have the same.
         seed: Integer. The same seed gives the same epochs.
         buckets: Integer. The largest number of different lengths.
+        pad_id: Integer. The id that fills up rows. Inputs that are called a mask are filled up with 0, labels of tokens
+            with -100.
 
     Returns:
-        A `tf.data.Dataset` of `(ids, labels, weights)`: int32 `[batch, length]`, int32 `[batch]` and float32 `[batch]`.
-        Its cardinality is the number of batches in an epoch.
+        A `tf.data.Dataset` of `(inputs, labels, weights)`: int32 `[batch, length]` or a dict of such, int32 `[batch]`
+        or `[batch, length]`, and float32 `[batch]`. Its cardinality is the number of batches in an epoch.
 
     Raises:
         ValueError: If there are no rows, one of them is empty, or there are not as many labels.
@@ -148,36 +150,58 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8):
     [[5, 6, 7, 0], [8, 0, 0, 0]] [0 1] [1. 1.]
     [[9, 3, 0, 0], [9, 3, 0, 0]] [1 1] [1. 0.]
     """
-    if not len(rows) or len(rows) != len(labels):
+    parts = list(rows.values()) if isinstance(rows, dict) else [rows]
+    numbers = {len(part) for part in [*parts, labels]}
+    if numbers == {0} or len(numbers) != 1:
         raise ValueError(
-            f"`rows` and `labels` must be as many, at least one; received {len(rows)} rows and {len(labels)} labels."
+            "`rows` and `labels` must be as many, at least one; received "
+            f"{' and '.join(str(len(part)) for part in parts)} rows and {len(labels)} labels."
         )
-    lengths = np.array([len(row) for row in rows])
-    if not lengths.min():
-        raise ValueError(f"`rows` must not be empty; received number {lengths.argmin()} without a token.")
+    if np.ndim(labels[0]) == 1:
+        parts.append(labels)
+    part_lengths = np.array([[len(row) for row in part] for part in parts])
+    if not part_lengths.min():
+        raise ValueError(
+            f"`rows` must not be empty; received number {part_lengths.min(axis=0).argmin()} without a token."
+        )
+    lengths = part_lengths.max(axis=0)
     quantiles = np.quantile(lengths, np.arange(1, buckets + 1) / buckets)
     longest = np.unique(-(-np.ceil(quantiles).astype(int) // 4) * 4)
-    counts = np.bincount(np.searchsorted(longest, lengths))
+    size = int(np.sum(-(-np.bincount(np.searchsorted(longest, lengths)) // batch_size)))
 
-    def fill_up(ids, labels):
+    def fill_up(*elements):
         places = tf.range(batch_size)
-        is_real = places < tf.shape(ids)[0]
+        is_real = places < tf.shape(elements[1])[0]
         chosen = tf.where(is_real, places, 0)
-        ids, labels = tf.gather(ids, chosen), tf.gather(labels, chosen)
-        ids, labels = tf.ensure_shape(ids, (batch_size, None)), tf.ensure_shape(labels, (batch_size,))
-        return ids, labels, tf.cast(is_real, "float32")
+        inputs, labels = tf.nest.map_structure(
+            lambda x: tf.ensure_shape(tf.gather(x, chosen), (batch_size, *x.shape[1:])), elements
+        )
+        return inputs, labels, tf.cast(is_real, "float32")
 
-    ids = tf.RaggedTensor.from_row_lengths(np.concatenate([np.asarray(row, "int32") for row in rows]), lengths)
-    dataset = tf.data.Dataset.from_tensor_slices((ids, np.asarray(labels, "int32")))
-    dataset = dataset.map(lambda ids, label: (tf.identity(ids), label)).cache()  # A row of ragged ids is dense.
+    def longest_part(inputs, label):
+        return tf.reduce_max([tf.shape(x)[0] for x in tf.nest.flatten((inputs, label)) if x.shape.rank])
+
+    if isinstance(rows, dict):
+        inputs = {name: _ragged(part) for name, part in rows.items()}
+        padding = {name: 0 if name.endswith("mask") else pad_id for name in rows}
+    else:
+        inputs, padding = _ragged(rows), pad_id
+    labels = _ragged(labels) if np.ndim(labels[0]) == 1 else np.asarray(labels, "int32")
+    dataset = tf.data.Dataset.from_tensor_slices((inputs, labels))
+    dataset = dataset.map(lambda *row: tf.nest.map_structure(tf.identity, row)).cache()  # A row of ragged ids is dense.
     if shuffle:
-        dataset = dataset.shuffle(len(rows), seed=seed)
+        dataset = dataset.shuffle(len(lengths), seed=seed)
     dataset = dataset.bucket_by_sequence_length(
-        lambda ids, label: tf.shape(ids)[0],
+        longest_part,
         bucket_boundaries=(longest + 1).tolist(),  # The first length that a bucket does not hold.
         bucket_batch_sizes=[batch_size] * (len(longest) + 1),
+        padding_values=(padding, -100),
         pad_to_bucket_boundary=True,
     )
     dataset = dataset.map(fill_up, num_parallel_calls=tf.data.AUTOTUNE)
-    size = int(np.sum(-(-counts // batch_size)))
     return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)
+
+
+def _ragged(rows):
+    ids = np.concatenate([np.asarray(row, "int32") for row in rows])
+    return tf.RaggedTensor.from_row_lengths(ids, [len(row) for row in rows])

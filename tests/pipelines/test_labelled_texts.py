@@ -172,10 +172,26 @@ def test_training_traces_once_a_bucket_and_does_not_count_what_fills_up():
     np.testing.assert_allclose(score["accuracy"], truth, atol=1e-6)
 
 
+def test_several_inputs_and_labels_of_tokens():
+    rows, _ = rows_of(50)
+    targets = [[1000 + row[0]] * (1 + i % 7) for i, row in enumerate(rows)]
+    inputs = {"source_ids": rows, "source_padding_mask": [[1] * len(row) for row in rows], "target_ids": targets}
+    seen = []
+    for batch, labels, weights in text_batches(inputs, targets, 8, buckets=3, pad_id=7):
+        source, mask, target = (batch[name].numpy() for name in inputs)
+        assert source.shape == mask.shape == target.shape == labels.shape
+        np.testing.assert_array_equal(source == 7, mask == 0)
+        np.testing.assert_array_equal(np.where(labels == -100, 7, labels), target)
+        seen += [row[row != 7].tolist() for row, weight in zip(source, weights, strict=True) if weight]
+    assert sorted(seen) == sorted(rows)
+
+
 BAD_ROWS = {
     "no rows": ([], [], "at least one; received 0 rows"),
     "labels": ([[1]], [0, 1], "received 1 rows and 2 labels"),
     "empty row": ([[1], []], [0, 1], "received number 1 without a token"),
+    "inputs": ({"a": [[1]], "b": [[1], [2]]}, [0], "received 1 and 2 rows and 1 labels"),
+    "empty labels": ([[1], [2]], [[3], []], "received number 1 without a token"),
 }
 
 
