@@ -9,6 +9,7 @@ from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pair
 from keras_transformer.pipelines.ctc_answers import ctc_texts
 from keras_transformer.pipelines.error_rate import error_rate
 from keras_transformer.pipelines.frame_readers import CepstrumReader, WaveReader
+from keras_transformer.pipelines.image_batches import image_batches
 from keras_transformer.pipelines.image_folders import (
     LabelledImages,
     read_image_archive,
@@ -76,6 +77,7 @@ __all__ = [
     "error_rate",
     "fill_in_the_middle",
     "hold_out",
+    "image_batches",
     "load",
     "load_pretrained",
     "number_pairs",
