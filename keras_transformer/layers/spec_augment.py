@@ -39,9 +39,10 @@ class SpecAugment(keras.layers.Layer):
     >>> import numpy as np, keras_transformer as kt
     >>> layer = kt.layers.SpecAugment(time_masks=1, time_share=0.5, feature_masks=0, seed=1)
     >>> x = np.ones((1, 8, 1), "float32")
-    >>> layer(x, training=True)[0, :, 0].numpy().tolist()
-    [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
-    >>> bool((layer(x).numpy() == x).all())
+    >>> hidden = int(np.sum(keras.ops.convert_to_numpy(layer(x, training=True)) == 0))
+    >>> 0 <= hidden <= 4  # A half of the 8 frames, at most.
+    True
+    >>> bool(np.all(keras.ops.convert_to_numpy(layer(x)) == x))
     True
     """
 

@@ -1,12 +1,34 @@
 """Images and what they are said to show: read from a folder and a table of captions."""
 
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from keras_transformer.pipelines.corpus import _read_text
 from keras_transformer.pipelines.image_folders import read_all
 
-CaptionedImages = namedtuple("CaptionedImages", "images captions names unreadable")
+
+class CaptionedImages(NamedTuple):
+    """Images and their captions.
+
+    Attributes:
+        images: array uint8 `[N, height, width, channels]`, one for each caption.
+        captions: list of N strings.
+        names: list of N strings. The files' names.
+        unreadable: list of strings. The name of each file that cannot be read, and the reason.
+
+    Example:
+
+    >>> found = CaptionedImages(np.zeros((1, 8, 8, 3), "uint8"), ["all is dark"], ["night.png"], [])
+    >>> found.images.shape, found.captions
+    ((1, 8, 8, 3), ['all is dark'])
+    """
+
+    images: np.ndarray
+    captions: list[str]
+    names: list[str]
+    unreadable: list[str]
 
 
 def read_captioned_images(folder, captions, size, channels=3):
@@ -23,9 +45,7 @@ def read_captioned_images(folder, captions, size, channels=3):
         channels: int. 3, or 1 for shades of gray.
 
     Returns:
-        A named tuple `(images, captions, names, unreadable)`: array uint8 `[N, height, width, channels]`, one for each
-        caption; the captions and the names of the files, lists of strings; and for each file that cannot be read a
-        string with its name and the reason.
+        A named tuple `CaptionedImages`.
 
     Raises:
         FileNotFoundError: if there is no such folder or table.

@@ -2,15 +2,36 @@
 
 import io
 import zipfile
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_transformer.pipelines.images import ImagePreprocessor
 
-LabelledImages = namedtuple("LabelledImages", "images labels classes unreadable")
 ARCHIVE_KEYS = ("data", "offsets", "labels", "classes")
+
+
+class LabelledImages(NamedTuple):
+    """Images and their classes.
+
+    Attributes:
+        images: array uint8 `[N, height, width, channels]`.
+        labels: array int32 `[N]` of places in `classes`.
+        classes: list of strings. The names of the classes.
+        unreadable: list of strings. The name of each file that cannot be read, and the reason.
+
+    Example:
+
+    >>> found = LabelledImages(np.zeros((1, 8, 8, 3), "uint8"), np.array([1], "int32"), ["day", "night"], [])
+    >>> found.images.shape, found.classes[found.labels[0]]
+    ((1, 8, 8, 3), 'night')
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    unreadable: list[str]
 
 
 def read_image_folder(path, size, channels=3):
@@ -24,9 +45,7 @@ def read_image_folder(path, size, channels=3):
         channels: int. 3, or 1 for shades of gray.
 
     Returns:
-        A named tuple `(images, labels, classes, unreadable)`: array uint8 `[N, height, width, channels]`; array int32
-        `[N]` of places in `classes`; the names of the classes, in alphabetical order; and for each file that cannot be
-        read a string with its name and the reason.
+        A named tuple `LabelledImages`, whose classes are in alphabetical order.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -73,7 +92,7 @@ def read_image_archive(path, size, channels=3):
         channels: int. 3, or 1 for shades of gray.
 
     Returns:
-        A named tuple `(images, labels, classes, unreadable)`, as of `read_image_folder`.
+        A named tuple `LabelledImages`.
 
     Raises:
         FileNotFoundError: if there is no such file.

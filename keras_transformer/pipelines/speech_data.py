@@ -4,15 +4,13 @@ import io
 import re
 import tarfile
 import warnings
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_transformer.pipelines.labelled_texts import split_by_group
 from keras_transformer.pipelines.sounds import read_sound_file
-
-Recording = namedtuple("Recording", "name sound text speaker")
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 DIGIT_FILE = re.compile(r"(\d)_([^_/]+)_(\d+)\.wav")
@@ -22,6 +20,28 @@ a folder, or a .tar of one, that holds
 - transcripts.tsv, whose lines have the name of a sound file (WAV, FLAC, Ogg, MP3), a tab and what is said in it; or
 - {digit}_{speaker}_{number}.wav, as the Free Spoken Digit Dataset (github.com/Jakobovski/free-spoken-digit-dataset); or
 - etc/*.transcription and feat/**/*.mfc, as CMU's AN4 (www.speech.cs.cmu.edu/databases/an4) with its features"""
+
+
+class Recording(NamedTuple):
+    """A recording and what is said in it.
+
+    Attributes:
+        name: str. The file's path inside the folder or archive.
+        sound: array float32, `[samples]` or, of features, `[frames, features]`.
+        text: str. What is said.
+        speaker: str. Who speaks: what the format says, or the file's folder.
+
+    Example:
+
+    >>> recording = Recording("ann/7.wav", np.zeros(800, "float32"), "seven", "ann")
+    >>> recording.speaker, recording.sound.shape
+    ('ann', (800,))
+    """
+
+    name: str
+    sound: np.ndarray
+    text: str
+    speaker: str
 
 
 def read_recordings(path, sampling_rate=None):
@@ -37,9 +57,7 @@ def read_recordings(path, sampling_rate=None):
         sampling_rate: int. Samples in a second; that of the first file by default.
 
     Returns:
-        A tuple of a list of `Recording`, ordered by name, and the sampling rate. The `sound` of a recording is an array
-        float32, `[samples]` or `[frames, features]`; its `speaker` is the folder of the file, or what the format
-        says. The sampling rate of features is None.
+        A tuple of a list of `Recording`, ordered by name, and the sampling rate, which for features is None.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
