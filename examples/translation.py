@@ -139,6 +139,13 @@ def show(translations, pairs, title):
         print(f"  source       {source}\n  translation  {translation}\n  reference    {reference}\n")
 
 
+def export(pipeline, pairs, path):
+    pipeline.export(path)
+    translate = tf.saved_model.load(path).signatures["serving_default"]
+    texts = translate(text=tf.constant([source for source, _ in pairs]))["text"].numpy()
+    show([text.decode() for text in texts], pairs, f"\n{path} translates:")
+
+
 def draw_curves(log, path):
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, names in zip(figure.subplots(1, 2), (["loss", "val_loss"], ["val_bleu"]), strict=True):
@@ -186,10 +193,7 @@ def main():
     model.save(output / "model.keras")
     pipeline.save(output / "pipeline")
     if keras.backend.backend() == "tensorflow":
-        pipeline.export(output / "saved_model")
-        translate = tf.saved_model.load(output / "saved_model").signatures["serving_default"]
-        texts = translate(text=tf.constant(sources[:5]))["text"].numpy()
-        show([text.decode() for text in texts], answers, f"\n{output / 'saved_model'} translates:")
+        export(pipeline, answers[:5], output / "saved_model")
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     shutil.rmtree(output / "epochs", ignore_errors=True)
     print(json.dumps(metrics, indent=2))

@@ -15,6 +15,13 @@ import gc  # noqa: E402
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
+# TensorFlow rewrites each graph before its first run, for an eighth of the tests' time. Processes that tests start, and
+# SavedModels that these read, are rewritten as they are for users.
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 
 @pytest.fixture(autouse=True)
 def reproducible():

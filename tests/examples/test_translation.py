@@ -166,6 +166,7 @@ def log_of(output):
 
 def test_interrupted_run_goes_on_as_if_nothing_had_happened(script, finished, folder, monkeypatch, capsys):
     arguments = [*SMALL, "--epochs", "2", "--output", "parts"]
+    monkeypatch.setattr(script, "export", lambda *arguments: None)
 
     class Interrupted(kt.training.BleuScore):
         def on_train_batch_end(self, batch, logs=None):
@@ -198,7 +199,8 @@ def test_subwords_are_scored_as_words(script, folder, monkeypatch):
         kt.pipelines.Pipeline, "predict", lambda self, texts: ["ein spielhaus steht dort 3"] * len(texts)
     )
     monkeypatch.setattr(script, "train_model", lambda *arguments: seen.append(arguments[3:5]) or [])
-    monkeypatch.setattr(script, "draw_curves", lambda *arguments: None)
+    for name in ("draw_curves", "export"):
+        monkeypatch.setattr(script, name, lambda *arguments: None)
     files = ["train.en", "train.de"]
     arguments = ["--data", *files, "--validation", *files, "--tokenizer", "subwords", "--config", "numbers"]
     run_in_process(script, monkeypatch, *arguments)
