@@ -40,6 +40,11 @@ def resize_positions(model, image_shape):
             "`model` must have an input `images`, patches and one layer of learned positions; received the inputs "
             f"{[x.name for x in model.inputs]} and {len(positions)} layers of learned positions."
         )
+    if isinstance(patches, PatchEmbedding) and patches.input.shape[1:3] != images.shape[1:3]:
+        raise ValueError(
+            f"`model` must make patches of whole images; this one takes them from {patches.input.shape[1:3]} of the "
+            f"{images.shape[1:3]} pixels, which would stay so."
+        )
     (position,) = positions
     shape = (*image_shape[:2], images.shape[-1])
     old_grid = _grid(patches)

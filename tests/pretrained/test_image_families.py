@@ -58,7 +58,7 @@ def outputs_of(model, batch):
     return {name: real(keras.ops.convert_to_numpy(value), name, batch) for name, value in result.items()}
 
 
-def expected(model, batch):
+def expected(model, batch, **options):
     import torch
 
     names = {"token_ids": "input_ids", "padding_mask": "attention_mask", "images": "pixel_values"}
@@ -66,7 +66,7 @@ def expected(model, batch):
     if "images" in batch:
         feed["pixel_values"] = feed["pixel_values"].permute(0, 3, 1, 2)
     with torch.no_grad():
-        result = model(**feed)
+        result = model(**feed, **options)
     spellings = {
         "logits": "logits",
         "hidden_states": "last_hidden_state",
@@ -304,3 +304,18 @@ def assert_same(model, other, batch):
     for value, own in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(value, own)
     assert difference(outputs_of(other, batch), outputs_of(model, batch)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["vit", "vit, labels", "deit", "deit, teacher"])
+def test_images_of_another_size_are_seen_as_transformers_sees_them(name, tmp_path):
+    reference = make(*MODELS[name], tmp_path)
+    model = kt.models.resize_positions(load_quietly(tmp_path), (40, 24))
+    batch = batch_for(model)
+    wanted = expected(reference, batch, interpolate_pos_encoding=True)
+    assert difference(outputs_of(model, batch), wanted) <= 1e-5
+
+
+def test_images_that_are_cut_keep_their_size(tmp_path):
+    make(*MODELS["clip, image"], tmp_path)
+    with pytest.raises(ValueError, match=r"from \(16, 16\) of the \(17, 17\) pixels"):
+        kt.models.resize_positions(load_quietly(tmp_path), (40, 24))
