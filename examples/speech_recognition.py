@@ -95,7 +95,7 @@ def draw_sound(pipeline, recording, answer, path):
     inputs = pipeline.source([recording.sound])
     frames = pipeline.source.rows([recording.sound])[0]
     ids = [1, *kt.pipelines.token_ids(pipeline.target, [answer])[0]]
-    with kt.scopes.RecordingScope() as scope:
+    with kt.scopes.RecordingScope(["weights"]) as scope:
         pipeline.generator.model({**inputs, "target_ids": np.array([ids], "int32")})
     weights = [value for name, value in scope.records.items() if name.endswith("cross_attention/weights")][-1]
     attention = keras.ops.convert_to_numpy(weights)[0].mean(axis=0)[:, : -(-len(frames) // 4)]

@@ -4,6 +4,7 @@ A scope is ambient: layers ask for the current one while they are called, and bl
 Scopes live in context variables, so threads do not see each other's.
 """
 
+import contextlib
 import contextvars
 
 from keras import ops
@@ -35,7 +36,7 @@ class Scope:
 
     def call_name(self, layer):
         """Path of `layer`; from its second call under this scope on followed by `@1`, `@2`, ..."""
-        path = layer.path or layer.name
+        path = _own_path(layer)
         count = self._calls.get(path, 0)
         self._calls[path] = count + 1
         return f"{path}@{count}" if count else path
@@ -164,29 +165,75 @@ class DecodingScope(Scope):
 class RecordingScope(Scope):
     """Keeps the intermediates that layers name as they make them.
 
-    Under the scope attention takes the plain kernel, which holds the weights; the results are the same.
+    Under the scope attention takes the plain kernel, which holds the weights; the results are the same. From a layer's
+    second call on its path is followed by `@1`, `@2`, ...
+
+    Args:
+        names: the names to keep, such as `["weights"]`; all by default.
 
     Attributes:
         records: dict from `<layer path>/<name>` to tensor, in the order of computation.
+        origins: dict from path to `(layer, name, sources)`: who made it, under which name, from which tensors. A source
+            is the path of an earlier record, or a tensor that has none.
 
     Example:
 
     >>> import numpy as np, keras_transformer as kt
     >>> layer = kt.layers.MultiHeadSelfAttention(2, name="attention")
-    >>> with kt.scopes.RecordingScope() as scope:
+    >>> with kt.scopes.RecordingScope(["scores", "weights"]) as scope:
     ...     output = layer(np.ones((1, 3, 8), "float32"))
     >>> [(path, tuple(value.shape)) for path, value in scope.records.items()]
-    [('attention/weights', (1, 2, 3, 3))]
+    [('attention/scores', (1, 2, 3, 3)), ('attention/weights', (1, 2, 3, 3))]
     """
 
     _current = _recording
 
-    def __init__(self):
+    def __init__(self, names=None):
         super().__init__()
+        self.names = None if names is None else frozenset(names)
         self.records = {}
+        self.origins = {}
+        self._paths = {}  # From the id of a tensor, which the records keep alive, to its path.
+        self._renamed = []
 
-    def record(self, call_name, name, value):
-        self.records[f"{call_name}/{name}"] = value
+    def record(self, layer, name, value, sources=()):
+        """Keeps `value`, which `layer` made from `sources`. A tensor that has a path already keeps it."""
+        if (self.names is not None and name not in self.names) or id(value) in self._paths:
+            return
+        path = self._path(layer, name)
+        self.origins[path] = (layer, name, tuple(self._paths.get(id(source), source) for source in sources))
+        self.records[path] = value
+        self._paths[id(value)] = path
+
+    @contextlib.contextmanager
+    def renamed(self, layer, path):
+        """Calls `layer`, and what is inside it, by another path than its own while the context lasts."""
+        self._renamed.append((_own_path(layer), path))
+        calls, self._calls = self._calls, {}
+        try:
+            yield
+        finally:
+            self._calls = calls
+            self._renamed.pop()
+
+    def _path(self, layer, name):
+        path = _own_path(layer)
+        if self._renamed:
+            own, given = self._renamed[-1]
+            if path == own or path.startswith(own + "/"):
+                path = given + path[len(own) :]
+        count = self._calls.get(path, 0)
+        if self._place(path, count, name) in self.records:  # A name that comes again begins another call.
+            self._calls[path] = count = count + 1
+        return self._place(path, count, name)
+
+    @staticmethod
+    def _place(path, count, name):
+        return f"{path}@{count}/{name}" if count else f"{path}/{name}"
+
+
+def _own_path(layer):
+    return getattr(layer, "path", None) or layer.name  # Operations that are no layers have no path.
 
 
 def decoding():
@@ -197,3 +244,10 @@ def decoding():
 def recording():
     """The current `RecordingScope`, or None."""
     return _recording.get()
+
+
+def record(layer, name, value, *sources):
+    """Names what `layer` has made from `sources`, if a `RecordingScope` is open."""
+    scope = _recording.get()
+    if scope is not None:
+        scope.record(layer, name, value, sources)

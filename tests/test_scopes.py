@@ -169,7 +169,7 @@ def test_a_layer_called_twice_has_two_caches_and_two_records():
     np.testing.assert_allclose(output, expected, atol=1e-4)
     assert set(cache) == {"twice", "twice@1"}
     assert not np.allclose(as_numpy(cache["twice"]["key"]), as_numpy(cache["twice@1"]["key"]))
-    with RecordingScope() as scope:
+    with RecordingScope(["weights"]) as scope:
         np.testing.assert_allclose(as_numpy(model(x)), expected, atol=1e-5)
     assert list(scope.records) == ["twice/weights", "twice@1/weights"]
 
@@ -341,7 +341,7 @@ def test_threads_do_not_see_each_others_scopes():
             failures.append(error)
             barrier.abort()
 
-    decoding, recording = DecodingScope(max_length=5), RecordingScope()
+    decoding, recording = DecodingScope(max_length=5), RecordingScope(["weights"])
     threads = [
         threading.Thread(target=work, args=arguments)
         for arguments in (("decoding", decoding), ("recording", recording), ("neither", None))
@@ -359,7 +359,7 @@ def test_recording_changes_nothing_and_names_every_attention():
     encoder, decoder = translator()
     source, target = np.array([[4, 5, 0]], "int32"), ops.convert_to_tensor([[1, 2, 3, 4]], "int32")
     expected = as_numpy(decoder([target, encoder(source)]))
-    with RecordingScope() as scope:
+    with RecordingScope(["weights"]) as scope:
         recorded = as_numpy(decoder([target, encoder(source)]))
     np.testing.assert_allclose(recorded, expected, atol=1e-5)
     shapes = [tuple(value.shape) for value in scope.records.values()]

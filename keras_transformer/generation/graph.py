@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_transformer.layers import MultiHeadSelfAttention
+from keras_transformer.models.functional import functional_graph
 
 # Keras layers whose result at one position depends on others, in a way that no cache of ours follows.
 MIXING_LAYERS = (
@@ -133,7 +134,7 @@ class DecodingGraph:
                 if node.is_input:
                     continue
                 inputs = [resolve(x) for x in node.input_tensors]
-                inner = _functional(node.operation)
+                inner = functional_graph(node.operation)
                 if inner is None:
                     outputs = [self._key(scope, x) for x in node.outputs]
                     self._steps.append(Step(node.operation, node, inputs, outputs))
@@ -187,13 +188,6 @@ class DecodingGraph:
 def mask_name(name):
     """Name of the input that says which tokens of the input `name` are real: `x_padding_mask` for `x_ids`."""
     return "padding_mask" if name == "token_ids" else f"{name.removesuffix('_ids')}_padding_mask"
-
-
-def _functional(operation):
-    """The functional graph that an operation consists of, or None."""
-    if isinstance(operation, keras.Sequential):
-        return operation._functional
-    return operation if isinstance(operation, keras.Model) and hasattr(operation, "_nodes_by_depth") else None
 
 
 def _logits_index(model):

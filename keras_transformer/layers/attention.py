@@ -1,3 +1,5 @@
+import functools
+
 import keras
 from keras import ops
 
@@ -65,7 +67,8 @@ class Attention(keras.layers.Layer):
 
     def project_query(self, x):
         query = split_heads(self.query(x), self.num_heads)  # [B, H, T, D]
-        return query if self.query_norm is None else self.query_norm(query)
+        scopes.record(self, "query", query, x)
+        return self._normalized("query", query, self.query_norm)
 
     def project_key_value(self, source):
         key_heads = self.num_key_value_heads or self.num_heads
@@ -73,12 +76,21 @@ class Attention(keras.layers.Layer):
             split_heads(self.key(source), key_heads),
             split_heads(self.value(source), key_heads),
         )  # [B, K, S, D]
-        return key if self.key_norm is None else self.key_norm(key), value
+        scopes.record(self, "key", key, source)
+        scopes.record(self, "value", value, source)
+        return self._normalized("key", key, self.key_norm), value
+
+    def _normalized(self, name, x, norm):
+        if norm is None:
+            return x
+        normalized = norm(x)
+        scopes.record(self, f"normalized_{name}", normalized, x)
+        return normalized
 
     def attend(self, query, key, value, mask, bias, training):
         """Attention of projected heads, the heads joined and projected: `[B, T, dim]`."""
         recording = scopes.recording()
-        result = dot_product_attention(
+        attended = dot_product_attention(
             query,
             key,
             value,
@@ -87,12 +99,13 @@ class Attention(keras.layers.Layer):
             scale=self.scale,
             dropout=self.weights_dropout if training and self.dropout else None,
             softmax=None if self.softmax is None else self.softmax.to_weights,
-            return_weights=recording is not None,
+            record=None if recording is None else functools.partial(scopes.record, self),
         )
-        if recording is not None:
-            result, weights = result
-            recording.record(recording.call_name(self), "weights", weights)
-        return self.output_projection(join_heads(result))
+        joined = join_heads(attended)
+        scopes.record(self, "joined_heads", joined, attended)
+        output = self.output_projection(joined)
+        scopes.record(self, "output", output, joined)
+        return output
 
     def shared_config(self):
         return {
@@ -237,19 +250,29 @@ class MultiHeadSelfAttention(Attention):
         query_positions = ops.arange(length, dtype="int32") if scope is None else scope.positions(length)
         if self.position is not None:
             total = self._total_length(scope, name, length, mask) if self.position.depends_on_length else None
-            query, key = (self.position.rotate(part, query_positions, total) for part in (query, key))
+            query = self._rotated("query", query, query_positions, total)
+            key = self._rotated("key", key, query_positions, total)
         if scope is not None:
             self._check_causal()
             key, value, mask = scope.append(name, key, value, mask)
         check_explicit(attention_mask, attention_bias, x.shape[1], key.shape[2])
         key_positions = query_positions if scope is None else ops.arange(ops.shape(key)[2], dtype="int32")
         if self.position is not None:
-            attention_bias = self.position.add_bias(attention_bias, query_positions, key_positions)
+            bias = self.position.add_bias(attention_bias, query_positions, key_positions)
+            if bias is not attention_bias:
+                scopes.record(self, "bias", bias, key, *([] if attention_bias is None else [attention_bias]))
+            attention_bias = bias
         prefix = None
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
         allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
         return self.attend(query, key, value, combine(attention_mask, allowed), attention_bias, training)
+
+    def _rotated(self, name, x, positions, total):
+        rotated = self.position.rotate(x, positions, total)
+        if rotated is not x:
+            scopes.record(self, f"rotated_{name}", rotated, x)
+        return rotated
 
     @staticmethod
     def _total_length(scope, name, length, mask):

@@ -2,6 +2,7 @@ import inspect
 
 import keras
 
+from keras_transformer import scopes
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.layers.checks import check_context, check_explicit, check_rate, check_sequence_masks
 from keras_transformer.layers.cloning import clone_layer
@@ -59,13 +60,21 @@ class ResidualBlock(keras.layers.Layer):
     def residual(self, x, name, training, **kwargs):
         """`x` and what the sublayer `name` makes of it, with the norms where `norm_position` has them."""
         sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        y = sublayer(x if self.norm_position == "post" else norm(x), training=training, **kwargs)
+        seen = x if self.norm_position == "post" else self._recorded(f"{name}_norm", norm(x), x)
+        y = sublayer(seen, training=training, **kwargs)
+        scopes.record(sublayer, "output", y, seen)
         if self.norm_position == "sandwich":
-            y = getattr(self, f"{name}_post_norm")(y)
+            y = self._recorded(f"{name}_post_norm", getattr(self, f"{name}_post_norm")(y), y)
         if self.layer_scale is not None:
-            y = y * keras.ops.cast(getattr(self, f"{name}_scale"), y.dtype)
+            scale = getattr(self, f"{name}_scale")
+            y = self._recorded(f"{name}_scaled", y * keras.ops.cast(scale, y.dtype), y)
         y = self.path_dropout(self.residual_dropout(y, training=training), training=training)
-        return norm(x + y) if self.norm_position == "post" else x + y
+        total = self._recorded(f"{name}_residual", x + y, x, y)
+        return self._recorded(f"{name}_norm", norm(total), total) if self.norm_position == "post" else total
+
+    def _recorded(self, name, value, *sources):
+        scopes.record(self, name, value, *sources)
+        return value
 
     def residual_feed_forward(self, x, mask, training):
         masks = {"mask": mask} if self.feed_forward_takes_mask else {}

@@ -1,5 +1,6 @@
 import keras
 
+from keras_transformer import scopes
 from keras_transformer.layers.activations import activate, get_activation
 from keras_transformer.layers.checks import check_rate
 from keras_transformer.layers.initialization import RESIDUAL, kernel_initializer
@@ -70,8 +71,15 @@ class FeedForward(keras.layers.Layer):
         return layer
 
     def call(self, x, training=None):
-        hidden = activate(self.activation, self.up(x), self.gate(x) if self.gated else None)
-        return self.down(self.hidden_dropout(hidden, training=training))
+        up, gate = self.up(x), self.gate(x) if self.gated else None
+        scopes.record(self, "up", up, x)
+        if gate is not None:
+            scopes.record(self, "gate", gate, x)
+        hidden = activate(self.activation, up, gate)
+        scopes.record(self, "hidden", hidden, up, *([] if gate is None else [gate]))
+        output = self.down(self.hidden_dropout(hidden, training=training))
+        scopes.record(self, "output", output, hidden)
+        return output
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -17,6 +17,7 @@ def dot_product_attention(
     softmax=None,
     kernel="auto",
     return_weights=False,
+    record=None,
 ):
     """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
 
@@ -37,6 +38,9 @@ def dot_product_attention(
         kernel: `"plain"`, written out in `keras.ops`, the reference; `"fused"`, the backend's own kernel; or `"auto"`,
             the fused kernel where it is the faster one (JAX and torch) and can do what is asked for.
         return_weights: boolean. Whether to also return the attention weights (only the plain kernel has them).
+        record: function `(name, tensor, *sources)` to call with each intermediate of the plain kernel, or None: `mask`,
+            `bias`, `scores`, `scaled_scores`, `biased_scores`, `masked_scores` (where the softmax is the default one),
+            `weights` and `attended`.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
@@ -64,7 +68,7 @@ def dot_product_attention(
             "The number of query heads must be a multiple of the number of key-value heads; received "
             f"{query.shape[1]} query heads and {key.shape[1]} key-value heads."
         )
-    needs_weights = dropout is not None or softmax is not None or return_weights
+    needs_weights = dropout is not None or softmax is not None or return_weights or record is not None
     if kernel == "fused" and needs_weights:
         raise ValueError(
             "`kernel='fused'` never holds the weights: it has neither `dropout` nor `return_weights` nor `softmax`."
@@ -81,7 +85,9 @@ def dot_product_attention(
     if mask is not None:  # The softmax of a row without any key is uniform: it shall be 0.
         attends = ops.any(mask, axis=-1, keepdims=True)
         output = ops.where(attends, output, ops.zeros_like(output))
-        weights = ops.where(attends, weights, ops.zeros_like(weights)) if return_weights else None
+        weights = ops.where(attends, weights, ops.zeros_like(weights)) if return_weights or record else None
+    if record is not None:
+        _record(record, query, key, value, mask, bias, scale, softmax, weights, output)
     return (output, weights) if return_weights else output
 
 
@@ -102,7 +108,7 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     score_dtype = keras.backend.result_type(query.dtype, "float32")
     # Heads that share a key lie next to each other: they become further rows of one matrix product.
     grouped = (batch, key_heads, heads // key_heads * length)
-    query = ops.reshape(query * ops.cast(scale, query.dtype), (*grouped, query.shape[3]))
+    query = ops.reshape(query * ops.convert_to_tensor(scale, query.dtype), (*grouped, query.shape[3]))
     if keras.backend.standardize_dtype(query.dtype) == "float16":  # Whose largest number is 65,504.
         query, key = ops.cast(query, score_dtype), ops.cast(key, score_dtype)
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
@@ -113,6 +119,29 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     dropped = weights if dropout is None else dropout(weights)
     output = ops.matmul(ops.reshape(dropped, (*grouped, key_length)), value)
     return ops.reshape(output, (batch, heads, length, value.shape[3])), weights
+
+
+def _record(record, query, key, value, mask, bias, scale, softmax, weights, output):
+    """Hands on what the plain kernel went through, step by step as the paper writes it."""
+    for name, given in (("mask", mask), ("bias", bias)):
+        if given is not None:
+            record(name, given)
+    dtype = keras.backend.result_type(query.dtype, "float32")
+    shared = ops.repeat(key, query.shape[1] // key.shape[1], axis=1)
+    steps = [ops.matmul(ops.cast(query, dtype), ops.transpose(ops.cast(shared, dtype), (0, 1, 3, 2)))]
+    record("scores", steps[-1], query, key)
+    steps.append(steps[-1] * ops.convert_to_tensor(scale, dtype))
+    record("scaled_scores", steps[-1], steps[-2])
+    if bias is not None:
+        steps.append(steps[-1] + ops.cast(bias, dtype))
+        record("biased_scores", steps[-1], steps[-2], bias)
+    masks = () if mask is None else (mask,)
+    if mask is not None and softmax is None:
+        steps.append(ops.where(mask, steps[-1], ops.cast(-float("inf"), dtype)))
+        record("masked_scores", steps[-1], steps[-2], mask)
+        masks = ()
+    record("weights", weights, steps[-1], *masks)
+    record("attended", output, weights, value)
 
 
 def _fused(query, key, value, mask, bias, scale):

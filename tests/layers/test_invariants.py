@@ -72,7 +72,7 @@ class EncoderDecoder:
 
     def run(self, source, target):
         case = self.case
-        scope = kt.scopes.RecordingScope() if case["scores"] else contextlib.nullcontext()
+        scope = kt.scopes.RecordingScope(["weights"]) if case["scores"] else contextlib.nullcontext()
         source_mask, target_mask = (ops.convert_to_tensor(mask) for mask in (SOURCE_MASK, TARGET_MASK))
         source, target = source + 0, target + 0
         encoder, decoder = {"training": case["training"]}, {"training": case["training"]}
@@ -193,7 +193,7 @@ def test_who_may_attend_to_nothing_gets_zero_with_finite_gradients(case):
     arguments = {name: ops.convert_to_tensor(value) for name, value in arguments.items()}
 
     def attend(*tensors):
-        with kt.scopes.RecordingScope() if case["scores"] else contextlib.nullcontext():
+        with kt.scopes.RecordingScope(["weights"]) if case["scores"] else contextlib.nullcontext():
             return layer(*tensors, training=case["training"], **arguments)
 
     tensors = [ops.convert_to_tensor(v) for v in inputs]
@@ -252,7 +252,7 @@ def test_every_cross_attention_sees_the_mask_of_the_source(case, tmp_path):
     inputs = [ops.convert_to_tensor(x) for x in inputs]
 
     def run(*tensors):
-        with kt.scopes.RecordingScope() if case["scores"] else contextlib.nullcontext() as scope:
+        with kt.scopes.RecordingScope(["weights"]) if case["scores"] else contextlib.nullcontext() as scope:
             output = model(list(tensors))
         return output, (scope.records if case["scores"] else {})
 

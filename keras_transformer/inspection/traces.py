@@ -1,0 +1,274 @@
+"""Every number on the way from a token to its contextual output."""
+
+import difflib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_transformer.inspection.formulas import formula
+from keras_transformer.inspection.runs import run_recorded
+from keras_transformer.inspection.text import sequences, walk
+
+
+class Step(NamedTuple):
+    """One array of a trace.
+
+    Attributes:
+        path: str. Path of the layer, and the name of the array.
+        array: array, of the shape that the layer made.
+        sources: tuple of what it was made from: paths of earlier steps, or arrays that have none.
+        layer: the layer or operation that made it.
+        name: str. The last part of the path.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.causal_lm(20, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    >>> step = kt.inspection.trace(model, np.array([[3, 1]])).steps[1]
+    >>> step.path, step.array.shape, step.sources
+    ('embedding/output', (1, 2, 8), ('token_ids/input',))
+    """
+
+    path: str
+    array: np.ndarray
+    sources: tuple
+    layer: object
+    name: str
+
+
+class Verification(NamedTuple):
+    """What `Trace.verify` went through: three lists of paths.
+
+    Attributes:
+        recomputed: steps that numpy computed again, all equal.
+        given: inputs, masks and positions, which are not made from other steps.
+        unknown: steps of operations that there is no formula for.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.causal_lm(20, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    >>> kt.inspection.trace(model, np.array([[3, 1]])).verify().given
+    ['token_ids/input', 'decoder_block_0/self_attention/mask']
+    """
+
+    recomputed: list
+    given: list
+    unknown: list
+
+
+def trace(model, inputs, tokens=None):
+    """Runs a model and keeps every step on the way, from each layer of this library and each operation between them.
+
+    Args:
+        model: a `keras.Model`, functional, sequential or subclassed, that holds layers of this library. Of a subclassed
+            one only these layers are seen.
+        inputs: what the model takes, with a batch axis.
+        tokens: names of the positions of the first row: a list of strings for all inputs of that length, or a dict from
+            an input's name to such a list.
+
+    Returns:
+        `Trace`.
+
+    Raises:
+        ValueError: if the model holds no layer of this library, or the tokens are not as many as the positions.
+        RuntimeError: inside a compiled function.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.causal_lm(20, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    >>> steps = kt.inspection.trace(model, np.array([[3, 1, 4]]), tokens=["three", "one", "four"])
+    >>> steps["decoder_block_0/self_attention/weights"].shape
+    (1, 2, 3, 3)
+    >>> len(steps.verify().recomputed) > 15
+    True
+    """
+    scope, _ = run_recorded(model, inputs)
+    steps = []
+    for path, value in scope.records.items():
+        layer, name, sources = scope.origins[path]
+        sources = tuple(source if isinstance(source, str) else _numpy(source) for source in sources)
+        steps.append(Step(path, _numpy(value), sources, layer, name))
+    return Trace(steps, tokens)
+
+
+def attention_maps(model, inputs):
+    """The attention weights of all layers of this library in a model.
+
+    Args:
+        model: a `keras.Model` as of `trace`.
+        inputs: what the model takes, with a batch axis.
+
+    Returns:
+        Dict from the path of each attention layer to an array `[B, heads, T, S]`, in the order of computation.
+
+    Raises:
+        ValueError: if the model holds no layer of this library.
+        RuntimeError: inside a compiled function.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.causal_lm(20, dim=8, depth=2, num_heads=2, hidden_dim=16)
+    >>> maps = kt.inspection.attention_maps(model, np.array([[3, 1, 4]]))
+    >>> {path: weights.shape for path, weights in maps.items()}
+    {'decoder_block_0/self_attention': (1, 2, 3, 3), 'decoder_block_1/self_attention': (1, 2, 3, 3)}
+    """
+    scope, _ = run_recorded(model, inputs, ["weights"])
+    return {path.removesuffix("/weights"): _numpy(value) for path, value in scope.records.items()}
+
+
+class Trace(Mapping):
+    """A read-only mapping from path to array, in the order of computation, as `trace` makes it.
+
+    `print(trace)` walks through the steps of one token, the last one of the first row; `trace.token(2)` through those
+    of another.
+
+    Attributes:
+        steps: list of `Step`.
+        tokens: dict from the name of an input to the names of its positions.
+        belongs: dict from path to the name of the input whose positions the step has, or None.
+        whole: boolean. Whether this is the trace of a model rather than of a layer in it.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> model = kt.models.causal_lm(20, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    >>> steps = kt.inspection.trace(model, np.array([[3, 1, 4]]))
+    >>> [path for path in steps][:2]
+    ['token_ids/input', 'embedding/output']
+    """
+
+    def __init__(self, steps, tokens=None, belongs=None):
+        self.steps = list(steps)
+        self.whole = belongs is None
+        self.belongs = sequences(self.steps) if belongs is None else belongs
+        self._steps = {step.path: step for step in self.steps}
+        self.tokens = _token_names(self.steps, tokens) if self.whole else tokens
+        for step in self.steps:
+            step.array.setflags(write=False)
+
+    def __getitem__(self, path):
+        if path not in self._steps:
+            near = difflib.get_close_matches(str(path), self._steps, n=3, cutoff=0.3)
+            raise KeyError(f"There is no step {path!r}. The nearest are {near}.")
+        return self._steps[path].array
+
+    def __iter__(self):
+        return iter(self._steps)
+
+    def __len__(self):
+        return len(self._steps)
+
+    def __str__(self):
+        return walk(self, None)
+
+    __repr__ = __str__
+
+    def token(self, position, row=0, of=None):
+        """The walk through the steps of one token, as text.
+
+        Args:
+            position: int. Place of the token; a negative one counts from the end.
+            row: int. Row of the batch.
+            of: str. The input that it is a token of; by default the one whose positions the output has.
+
+        Returns:
+            str, whose lines have at most 100 columns.
+        """
+        return walk(self, position, row, of)
+
+    def layer(self, path):
+        """The steps of one layer and what is inside it, as a `Trace`.
+
+        Raises:
+            KeyError: if no step is of such a layer, with the nearest ones.
+        """
+        found = [step for step in self.steps if step.path.startswith(f"{path}/")]
+        if not found:
+            known = {part for step in self.steps for part in _parents(step.path)}
+            raise KeyError(
+                f"No step is of {path!r}. The nearest are {difflib.get_close_matches(path, known, cutoff=0.3)}."
+            )
+        return Trace(found, self.tokens, self.belongs)
+
+    def verify(self, changed=None, tolerance=1e-5):
+        """Computes every step once more, in plain numpy, from the steps before it and the weights.
+
+        Args:
+            changed: dict from path to array, to put in place of what the trace holds first.
+            tolerance: float. The largest difference, in units of the step's largest number, or of 1 below it.
+
+        Returns:
+            `Verification`.
+
+        Raises:
+            ValueError: at the first step that differs.
+        """
+        arrays = {
+            **{step.path: step.array for step in self.steps},
+            **{k: np.asarray(v) for k, v in (changed or {}).items()},
+        }
+        result = Verification([], [], [])
+        for step in self.steps:
+            known = formula(step.layer, step.name)
+            if known is None or not step.sources:
+                (result.unknown if step.sources else result.given).append(step.path)
+                continue
+            sources = [_double(arrays.get(x) if isinstance(x, str) else x) for x in step.sources]
+            _check(step, known, known.compute(step.layer, *sources), arrays[step.path], tolerance)
+            result.recomputed.append(step.path)
+        return result
+
+
+def _check(step, known, expected, found, tolerance):
+    expected = np.broadcast_to(expected, found.shape)
+    finite = np.isfinite(expected)
+    unit = max(1.0, np.abs(expected[finite]).max(initial=0.0))
+    same = np.array_equal(finite, np.isfinite(found))
+    difference = np.abs(np.where(finite, expected, 0) - np.where(finite, found, 0)).max(initial=0.0)
+    if not same or difference > tolerance * unit:
+        raise ValueError(
+            f"{step.path} differs: by {known.text!r} of {[x for x in step.sources if isinstance(x, str)]} it would be "
+            f"up to {difference:.3g} away, where numbers are up to {unit:.3g}."
+        )
+
+
+def _double(array):
+    return np.asarray(array, "float64") if array.dtype.kind == "f" else array
+
+
+def _numpy(tensor):
+    array = np.array(keras.ops.convert_to_numpy(tensor))
+    return (
+        array
+        if array.dtype.kind in "bifu" and array.dtype.itemsize > 1 or array.dtype == bool
+        else array.astype("float32")
+    )
+
+
+def _parents(path):
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _token_names(steps, tokens):
+    inputs = {step.path.removesuffix("/input"): step.array for step in steps if step.path.endswith("/input")}
+    if tokens is None or isinstance(tokens, dict) and not inputs:
+        return dict(tokens or {})
+    if not isinstance(tokens, dict):
+        tokens = {
+            name: tokens for name, array in inputs.items() if array.ndim > 1 and array.shape[1] == len(tokens)
+        } or {next(iter(inputs)): tokens}
+    for name, names in tokens.items():
+        if name not in inputs:
+            raise ValueError(f"`tokens` must name inputs out of {sorted(inputs)}; received {name!r}.")
+        if inputs[name].ndim < 2 or len(names) != inputs[name].shape[1]:
+            raise ValueError(
+                f"`tokens` of {name!r} must be as many as its positions; received {len(names)} for an input of shape "
+                f"{inputs[name].shape}."
+            )
+    return {name: list(names) for name, names in tokens.items()}

@@ -1,0 +1,350 @@
+"""Traces, held to numpy written out here, to what models predict, and to themselves where a number is altered."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_transformer as kt
+from keras_transformer.layers import (
+    AlibiBias,
+    AttentionSinks,
+    ClampedSwiGLU,
+    DecoderBlock,
+    EncoderBlock,
+    FeedForward,
+    MixtureOfExperts,
+    MultiHeadSelfAttention,
+    PositionalEmbedding,
+    RelativePositionBias,
+    RotaryEmbedding,
+    SoftCap,
+)
+
+IDS = np.array([[3, 1, 4, 1, 5, 0], [9, 2, 6, 5, 3, 5]], "int32")
+REAL = IDS != 0
+
+
+def language_model(block, dtype=None, norm=None):
+    tokens = keras.Input((None,), dtype="int32", name="token_ids")
+    x = keras.layers.Embedding(10, 8, mask_zero=True, name="embedding", dtype=dtype)(tokens)
+    x = PositionalEmbedding(name="position", dtype=dtype)(x)
+    x = block(x)
+    x = x if norm is None else norm(x)
+    return keras.Model(tokens, keras.layers.Dense(10, name="logits", dtype=dtype)(x))
+
+
+def randomized(model):
+    """Also biases, gains and tables are such that a step without them would be seen."""
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        if "seed_generator" not in variable.path:
+            variable.assign(np.asarray(variable) * 0 + random.normal(0, 0.5, variable.shape))
+    return model
+
+
+def rms():
+    return keras.layers.RMSNormalization(epsilon=1e-5)
+
+
+BLOCKS = {
+    "pre-norm": lambda: EncoderBlock(2, 16, name="block"),
+    "post-norm": lambda: EncoderBlock(2, 16, norm_position="post", name="block"),
+    "sandwich, layer scale": lambda: DecoderBlock(2, 16, norm_position="sandwich", layer_scale=0.5, name="block"),
+    "grouped, rotary, gated": lambda: DecoderBlock(
+        MultiHeadSelfAttention(4, num_key_value_heads=2, causal=True, position=RotaryEmbedding(), query_key_norm=rms()),
+        FeedForward(16, "silu", gated=True, use_bias=False),
+        norm=rms(),
+        name="block",
+    ),
+    "rotary, interleaved, in part": lambda: DecoderBlock(
+        MultiHeadSelfAttention(2, causal=True, position=RotaryEmbedding(dim=2, interleaved=True)),
+        FeedForward(16, kt.layers.gelu_tanh),
+        name="block",
+    ),
+    "rotary, stretched": lambda: DecoderBlock(
+        MultiHeadSelfAttention(
+            2,
+            causal=True,
+            position=RotaryEmbedding(scaling={"rope_type": "linear", "factor": 4.0}),
+            softmax=SoftCap(2.0),
+        ),
+        FeedForward(16, ClampedSwiGLU(), gated=True),
+        name="block",
+    ),
+    "relative bias": lambda: EncoderBlock(
+        MultiHeadSelfAttention(2, position=RelativePositionBias(2, 8, 16)), 16, name="block"
+    ),
+    "linear bias, window": lambda: DecoderBlock(
+        MultiHeadSelfAttention(2, causal=True, sliding_window=2, position=AlibiBias(2)),
+        FeedForward(16, "relu"),
+        name="block",
+    ),
+    "sinks, experts": lambda: DecoderBlock(
+        MultiHeadSelfAttention(2, causal=True, softmax=AttentionSinks(2)), MixtureOfExperts(4, 12), name="block"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_step_is_recomputed_and_the_last_is_the_prediction(name):
+    model = randomized(language_model(BLOCKS[name](), norm=rms()))
+    expected = model.predict(IDS, verbose=0)
+    trace = kt.inspection.trace(model, IDS)
+    np.testing.assert_allclose(trace["logits/output"][REAL], expected[REAL], atol=1e-5)
+    result = trace.verify()
+    assert not [path for path in result.unknown if "not_equal" not in path]
+    assert {"token_ids/input", "position/positions", "block/self_attention/mask"} == set(result.given)
+    assert len(result.recomputed) + len(result.given) + len(result.unknown) == len(trace)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_step_that_was_altered_is_named(name):
+    trace = kt.inspection.trace(randomized(language_model(BLOCKS[name]())), IDS)
+    for path in trace.verify().recomputed:
+        altered = np.array(trace[path])
+        numbers = altered[np.isfinite(altered)]
+        altered[np.isfinite(altered)] = numbers + 1 if numbers.dtype.kind == "i" else numbers + 0.01
+        with pytest.raises(ValueError, match=f"^{path} differs"):
+            trace.verify({path: altered})
+
+
+def layer_norm(x, layer):
+    gain, shift = (ops.convert_to_numpy(part) for part in (layer.gamma, layer.beta))
+    mean = x.sum(-1, keepdims=True) / x.shape[-1]
+    variance = ((x - mean) ** 2).sum(-1, keepdims=True) / x.shape[-1]
+    return (x - mean) / (variance + layer.epsilon) ** 0.5 * gain + shift
+
+
+DOUBLE = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras itself computes in float32 here")
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), pytest.param("float64", 1e-12, marks=DOUBLE)])
+def test_a_whole_walk_by_hand(dtype, tolerance):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    source = keras.Input((None, 4), name="source")
+    target = keras.Input((None, 4), name="target")
+    context = EncoderBlock(2, FeedForward(6, "relu"), name="encoder")(source)
+    decoder = DecoderBlock(2, FeedForward(6, "relu"), cross_attention=2, norm_position="post", name="decoder")
+    model = randomized(keras.Model([source, target], decoder(target, context)))
+    for variable in model.weights:
+        variable.assign(variable * 0.3)
+    random = np.random.default_rng(1)
+    inputs = {"source": random.normal(size=(1, 3, 4)), "target": random.normal(size=(1, 2, 4))}
+    trace = kt.inspection.trace(model, inputs)
+    inputs = {name: value.astype(dtype).astype("float64") for name, value in inputs.items()}
+
+    def weights(layer):
+        return {
+            name: [
+                ops.convert_to_numpy(part)
+                for part in (getattr(layer, attribute).kernel, getattr(layer, attribute).bias)
+            ]
+            for name, attribute in [(n, n) for n in ("query", "key", "value")] + [("output", "output_projection")]
+        }
+
+    def attention(layer, x, context, causal):
+        parts, steps, output = weights(layer), {}, []
+        query = x[0] @ parts["query"][0] + parts["query"][1]
+        key = context[0] @ parts["key"][0] + parts["key"][1]
+        value = context[0] @ parts["value"][0] + parts["value"][1]
+        shares, joined = np.zeros((2, len(query), len(key))), np.zeros_like(query)
+        for head in range(2):
+            columns = slice(2 * head, 2 * head + 2)
+            for i in range(len(query)):
+                seen = range(i + 1 if causal else len(key))
+                powers = [np.exp(query[i, columns] @ key[j, columns] / 2**0.5) for j in seen]
+                for j in seen:
+                    shares[head, i, j] = powers[j] / sum(powers)
+                    joined[i, columns] += shares[head, i, j] * value[j, columns]
+        output = joined @ parts["output"][0] + parts["output"][1]
+        steps = {"query": query, "key": key, "value": value}
+        steps = {name: array.reshape(1, -1, 2, 2).transpose(0, 2, 1, 3) for name, array in steps.items()}
+        return {**steps, "weights": shares[None], "joined_heads": joined[None], "output": output[None]}
+
+    def feed_forward(layer, x):
+        up = x @ ops.convert_to_numpy(layer.up.kernel) + ops.convert_to_numpy(layer.up.bias)
+        hidden = up * (up > 0)
+        return {
+            "up": up,
+            "hidden": hidden,
+            "output": hidden @ ops.convert_to_numpy(layer.down.kernel) + ops.convert_to_numpy(layer.down.bias),
+        }
+
+    def same(prefix, steps):
+        for name, array in steps.items():
+            np.testing.assert_allclose(trace[f"{prefix}/{name}"], array, rtol=0, atol=tolerance * 4, err_msg=name)
+
+    encoder, decoder = model.get_layer("encoder"), model.get_layer("decoder")
+    x = inputs["source"]
+    normed = layer_norm(x, encoder.self_attention_norm)
+    steps = attention(encoder.self_attention, normed, normed, False)
+    same("encoder/self_attention", steps)
+    x = x + steps["output"]
+    inner = feed_forward(encoder.feed_forward, layer_norm(x, encoder.feed_forward_norm))
+    same("encoder/feed_forward", inner)
+    context = x + inner["output"]
+    same("encoder", {"self_attention_norm": normed, "self_attention_residual": x, "feed_forward_residual": context})
+    x = inputs["target"]
+    steps = attention(decoder.self_attention, x, x, True)
+    same("decoder/self_attention", steps)
+    x = layer_norm(x + steps["output"], decoder.self_attention_norm)
+    steps = attention(decoder.cross_attention, x, context, False)
+    same("decoder/cross_attention", steps)
+    x = layer_norm(x + steps["output"], decoder.cross_attention_norm)
+    inner = feed_forward(decoder.feed_forward, x)
+    same("decoder/feed_forward", inner)
+    same("decoder", {"feed_forward_norm": layer_norm(x + inner["output"], decoder.feed_forward_norm)})
+    trace.verify(tolerance=tolerance * 4)
+
+
+def test_rows_of_weights_and_what_is_masked():
+    trace = kt.inspection.trace(language_model(DecoderBlock(2, 16, name="block")), np.array([[0, 3, 3], [4, 4, 0]]))
+    weights, scores = trace["block/self_attention/weights"], trace["block/self_attention/masked_scores"]
+    np.testing.assert_array_equal(weights[0, :, 0], 0)  # Padding before all else may attend to nothing.
+    np.testing.assert_allclose(weights[0, :, 1:].sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(weights[1].sum(-1), 1, atol=1e-6)
+    assert (weights[np.isneginf(scores)] == 0).all() and np.isneginf(scores).any()
+    lines = trace.token(0).splitlines()
+    (start,) = [i for i, line in enumerate(lines) if line.startswith("  weights ")]
+    assert [line.split() for line in lines[start + 2 : start + 4]] == [
+        ["head", "0", "0", "0", "0"],
+        ["head", "1", "0", "0", "0"],
+    ]
+
+
+def test_shared_and_nested_layers_have_paths_of_their_own():
+    block = EncoderBlock(2, 16, name="block")
+    inner_input = keras.Input((None, 8))
+    inner = keras.Model(inner_input, block(block(inner_input)), name="inner")
+    tower = keras.Sequential(
+        [EncoderBlock(2, 16, name="block"), keras.layers.Dense(8, "relu", name="dense")], name="tower"
+    )
+    x = keras.Input((None, 8), name="x")
+    model = keras.Model(x, tower(inner(inner(x))))
+    trace = kt.inspection.trace(model, np.ones((1, 3, 8), "float32"))
+    places = list(dict.fromkeys(path.rsplit("/", 2)[0] for path in trace if path.endswith("attention/weights")))
+    assert places == ["inner/block", "inner/block@1", "inner@1/block", "inner@1/block@1", "tower/block"]
+    assert "tower/dense/output" in trace and not trace.verify().unknown
+    np.testing.assert_allclose(
+        list(trace.values())[-1], model.predict(np.ones((1, 3, 8), "float32"), verbose=0), atol=1e-5
+    )
+
+
+def test_models_of_every_kind_are_traced():
+    random = np.random.default_rng(0)
+    models = {
+        "transformer": (
+            kt.models.transformer(11, 11, dim=8, depth=1, num_heads=2, hidden_dim=16),
+            {"source_ids": IDS, "target_ids": IDS[:, :4]},
+        ),
+        "text": (kt.models.text_classifier(11, 3, dim=8, depth=1, num_heads=2, hidden_dim=16), IDS),
+        "language": (kt.models.causal_lm(11, dim=8, depth=1, num_heads=2, hidden_dim=16), IDS),
+        "image": (
+            kt.models.vision_transformer((8, 8, 3), 4, patch_size=4, dim=8, depth=1, num_heads=2, hidden_dim=16),
+            random.normal(size=(2, 8, 8, 3)).astype("float32"),
+        ),
+    }
+    for name, (model, inputs) in models.items():
+        trace = kt.inspection.trace(model, inputs)
+        expected = model.predict(inputs, verbose=0)
+        np.testing.assert_allclose(list(trace.values())[-1], expected, atol=1e-5, err_msg=name)
+        result = trace.verify()
+        assert len(result.recomputed) > 3 * (len(result.unknown) + len(result.given))
+        maps = kt.inspection.attention_maps(model, inputs)
+        assert {f"{path}/weights" for path in maps} == {path for path in trace if path.endswith("/weights")}
+        for path, weights in maps.items():
+            np.testing.assert_array_equal(weights, trace[f"{path}/weights"])
+        assert max(map(len, str(trace).splitlines())) <= 100
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.block = EncoderBlock(2, 16, name="block")
+
+    def call(self, x):
+        return keras.ops.mean(self.block(x), axis=1)
+
+
+def test_of_a_subclassed_model_the_layers_are_seen():
+    model = Subclassed()
+    trace = kt.inspection.trace(model, np.ones((1, 3, 8), "float32"))
+    assert all("block" in path for path in trace) and len(trace.verify().recomputed) >= 12
+
+
+def test_a_reloaded_model_has_the_same_trace(tmp_path):
+    model = randomized(language_model(BLOCKS["grouped, rotary, gated"]()))
+    model.save(tmp_path / "model.keras")
+    before, after = (kt.inspection.trace(x, IDS) for x in (model, keras.saving.load_model(tmp_path / "model.keras")))
+    assert list(before) == list(after)
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path])
+
+
+def test_a_trace_leaves_no_mark():
+    model = language_model(DecoderBlock(2, 16, dropout=0.1, name="block"))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    config, weights = model.get_config(), [np.array(x) for x in map(ops.convert_to_numpy, model.variables)]
+    state = [np.array(ops.convert_to_numpy(x)) for x in model.variables]
+    kt.inspection.trace(model, IDS)
+    assert model.get_config() == config
+    for variable, before, after in zip(model.variables, weights, state, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable), before)
+        np.testing.assert_array_equal(before, after)
+
+
+def test_tokens_are_named_and_twice_the_same_word_is_two_columns():
+    model = kt.models.transformer(11, 11, dim=8, depth=1, num_heads=2, hidden_dim=16)
+    inputs = {"source_ids": np.array([[3, 3, 4]]), "target_ids": np.array([[1, 2]])}
+    names = {"source_ids": ["the", "the", "</script><b>"], "target_ids": ["<s>", "das"]}
+    trace = kt.inspection.trace(model, inputs, tokens=names)
+    text = str(trace)
+    assert text.splitlines()[0].endswith("position 1 of 2 in target_ids: 'das'")
+    assert ["the", "the", "</scrip…"] in [line.split() for line in text.splitlines()]
+    assert "position 0 of 3 in source_ids: 'the'" in trace.token(0, of="source_ids")
+    assert "probabilities" in text and "probabilities" not in str(trace.layer("decoder_block_0"))
+    assert list(trace.layer("decoder_block_0/cross_attention"))[0] == "decoder_block_0/cross_attention/query"
+
+
+def test_a_trace_cannot_be_written_to():
+    trace = kt.inspection.trace(language_model(EncoderBlock(2, 16, name="block")), IDS)
+    with pytest.raises(ValueError, match="read-only"):
+        trace["logits/output"][0] = 1
+    with pytest.raises(TypeError):
+        trace["logits/output"] = 1
+
+
+def test_bad_input():
+    model = language_model(EncoderBlock(2, 16, name="block"))
+    with pytest.raises(ValueError, match="MultiHeadSelfAttention, CrossAttention, FeedForward"):
+        kt.inspection.trace(keras.Sequential([keras.layers.Dense(2)]), np.ones((1, 2)))
+    with pytest.raises(ValueError, match="received 2 for an input of shape"):
+        kt.inspection.trace(model, IDS, tokens=["a", "b"])
+    with pytest.raises(ValueError, match="`tokens` must name inputs"):
+        kt.inspection.trace(model, IDS, tokens={"ids": ["a"] * 6})
+    trace = kt.inspection.trace(model, IDS)
+    with pytest.raises(KeyError, match="block/self_attention/weights"):
+        trace["block/attention/weights"]
+    with pytest.raises(KeyError, match="block/self_attention"):
+        trace.layer("block/attention")
+    with pytest.raises(IndexError, match="one of the 6 positions of token_ids"):
+        trace.token(6)
+    with pytest.raises(ValueError, match="must hold"):
+        kt.inspection.trace(kt.models.transformer(9, 9, dim=8, depth=1, num_heads=2, hidden_dim=8), {"source_ids": IDS})
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing here")
+def test_inside_a_compiled_function_there_are_no_numbers():
+    model = language_model(EncoderBlock(2, 16, name="block"))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        compiled = tf.function(lambda x: kt.inspection.trace(model, x) and x)
+    else:
+        import jax
+
+        compiled = jax.jit(lambda x: kt.inspection.trace(model, x) and x)
+    with pytest.raises(RuntimeError, match="inside a compiled function"):
+        compiled(ops.convert_to_tensor(IDS))
