@@ -71,7 +71,8 @@ def _numbers(step, trace, position, row, length):
         heads = array[row, :, position]
         if step.name not in OF_PAIRS:
             return [_line(f"head {i}", values) for i, values in enumerate(heads)]
-        return _pairs(step, heads, _key_names(step, trace, heads.shape[-1]))
+        place = step.path.rsplit("/", 1)[0] + "/key"
+        return _pairs(step, heads, trace.names(trace.belongs.get(place), heads.shape[-1]))
     if array.ndim == 3:
         return [_line("", array[min(row, len(array) - 1), position])]
     if array.ndim == 2 and step.name == "input":
@@ -86,13 +87,6 @@ def _numbers(step, trace, position, row, length):
 
 def _rows(trace):
     return next((len(step.array) for step in trace.steps if step.array.ndim >= 3), 1)
-
-
-def _key_names(step, trace, count):
-    """Names of the positions that a query attends to."""
-    path = step.path.rsplit("/", 1)[0]
-    names = trace.tokens.get(trace.belongs.get(f"{path}/key"))
-    return [str(i) for i in range(count)] if names is None else list(names)
 
 
 def _pairs(step, heads, names):

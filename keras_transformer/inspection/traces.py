@@ -1,13 +1,17 @@
 """Every number on the way from a token to its contextual output."""
 
 import difflib
+import html
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from keras_transformer.inspection.formulas import formula
+from keras_transformer.inspection.page import page
+from keras_transformer.inspection.plots import plot_heads
 from keras_transformer.inspection.runs import run_recorded
 from keras_transformer.inspection.text import sequences, walk
 
@@ -59,7 +63,7 @@ class Verification(NamedTuple):
     unknown: list
 
 
-def trace(model, inputs, tokens=None):
+def trace(model, inputs, tokens=None, generate=None):
     """Runs a model and keeps every step on the way, from each layer of this library and each operation between them.
 
     Args:
@@ -67,10 +71,12 @@ def trace(model, inputs, tokens=None):
             one only these layers are seen.
         inputs: what the model takes, with a batch axis.
         tokens: names of the positions of the first row: a list of strings for all inputs of that length, or a dict from
-            an input's name to such a list.
+            an input's name to such a list. Positions beyond it, which are generated, have their ids for names.
+        generate: int. Go on for this many tokens, each the likeliest one, which is appended to the input `target_ids`
+            or `token_ids`; None to run the model once.
 
     Returns:
-        `Trace`.
+        `Trace`; with `generate` a list of them, one for each generated token, the last step of which chose it.
 
     Raises:
         ValueError: if the model holds no layer of this library, or the tokens are not as many as the positions.
@@ -86,6 +92,8 @@ def trace(model, inputs, tokens=None):
     >>> len(steps.verify().recomputed) > 15
     True
     """
+    if generate is not None:
+        return _generated(model, inputs, tokens, generate)
     scope, _ = run_recorded(model, inputs)
     steps = []
     for path, value in scope.records.items():
@@ -93,6 +101,29 @@ def trace(model, inputs, tokens=None):
         sources = tuple(source if isinstance(source, str) else _numpy(source) for source in sources)
         steps.append(Step(path, _numpy(value), sources, layer, name))
     return Trace(steps, tokens)
+
+
+def _generated(model, inputs, tokens, count):
+    names = [x.name for x in getattr(model, "inputs", None) or ()]
+    name = next((name for name in ("target_ids", "token_ids") if name in names), None)
+    if name is None:
+        raise ValueError(
+            f"`generate` needs a model with an input `target_ids` or `token_ids`; received one with {names}."
+        )
+    given = (
+        dict(inputs)
+        if isinstance(inputs, dict)
+        else dict(zip(names, inputs if len(names) > 1 else [inputs], strict=True))
+    )
+    ids, traces = np.asarray(given[name]), []
+    if tokens is not None and not isinstance(tokens, dict):
+        tokens = {name: tokens}
+    for _ in range(count):
+        more = {name: [*tokens[name], *map(str, ids[0, len(tokens[name]) :])]} if name in (tokens or {}) else {}
+        traces.append(trace(model, {**given, name: ids}, tokens and {**tokens, **more}))
+        chosen = traces[-1].steps[-1].array[:, -1].argmax(axis=-1)
+        ids = np.concatenate([ids, chosen[:, None].astype(ids.dtype)], axis=1)
+    return traces
 
 
 def attention_maps(model, inputs):
@@ -194,6 +225,61 @@ class Trace(Mapping):
                 f"No step is of {path!r}. The nearest are {difflib.get_close_matches(path, known, cutoff=0.3)}."
             )
         return Trace(found, self.tokens, self.belongs)
+
+    def to_html(self, path, row=0, layers=None, title="Attention, step by step", max_bytes=2_000_000):
+        """Writes the trace as one page: all heads, and the walk of each token through the steps, with their numbers.
+
+        The file needs no network: it may be sent, and opened anywhere. Weights go in first, then the steps; what there
+        is no room for is listed on the page.
+
+        Args:
+            path: str or path of the file.
+            row: int. Row of the batch.
+            layers: list of paths of layers, such as `["decoder_block_5"]`, whose steps go in before those of others.
+            title: str.
+            max_bytes: int. The largest size of the file.
+
+        Raises:
+            ValueError: if not even the weights of one layer have room, or this is a part of a trace.
+        """
+        if not self.whole:
+            raise ValueError(
+                "`to_html` shows a whole trace; received that of a layer. Call it on what `trace` returned."
+            )
+        text = page(self, row, layers, max_bytes, title)
+        Path(path).write_text(text, encoding="utf-8")
+
+    def plot_attention(self, layer, row=0):
+        """A matplotlib figure of the weights of one attention layer, a map for each head.
+
+        Args:
+            layer: str. Path of the attention layer.
+            row: int. Row of the batch.
+
+        Returns:
+            `matplotlib.figure.Figure`.
+
+        Raises:
+            KeyError: if no such layer has weights, with the nearest ones.
+        """
+        weights = self[f"{layer}/weights"]
+        names = [
+            self.names(self.belongs.get(f"{layer}/{part}"), count)
+            for part, count in zip(("query", "key"), weights.shape[2:], strict=True)
+        ]
+        return plot_heads(weights[row], *names, layer)
+
+    def names(self, of, count):
+        """Names of the positions of an input: those given, or numbers."""
+        given = self.tokens.get(of)
+        return [str(i) for i in range(count)] if given is None else [str(name) for name in given]
+
+    def _repr_html_(self):
+        """What notebooks show: the page of a whole trace, or the text of a part."""
+        if not self.whole or not any(step.name == "weights" for step in self.steps):
+            return f"<pre>{html.escape(str(self))}</pre>"
+        text = html.escape(page(self, 0, None, 2_000_000, "Attention, step by step"))
+        return f'<iframe style="width: 100%; height: 900px; border: 0" srcdoc="{text}"></iframe>'
 
     def verify(self, changed=None, tolerance=1e-5):
         """Computes every step once more, in plain numpy, from the steps before it and the weights.
