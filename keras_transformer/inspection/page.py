@@ -231,7 +231,9 @@ def _answers(trace, row):
         return None
     scores = np.atleast_2d(_of_row(last.array, row)).astype("float64")
     shares = scores if (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-4) else softmax(scores)
-    rows = [[(str(i), round(float(line[i]), 6)) for i in np.argsort(-line, kind="stable")[:5]] for line in shares]
+    rows = [
+        [(trace.answer(i), round(float(line[i]), 6)) for i in np.argsort(-line, kind="stable")[:5]] for line in shares
+    ]
     return {"of": trace.belongs[last.path] if last.array.ndim == 3 else None, "rows": rows}
 
 

@@ -127,7 +127,7 @@ def _answer(trace, position, row):
     is_sure = np.all(scores >= 0) and np.isclose(scores.sum(), 1, atol=1e-4)
     shares = scores if is_sure else softmax(scores.astype("float64"))
     best = np.argsort(-shares, kind="stable")[:5]
-    told = "   ".join(f"{i}: {shares[i]:.4f}" for i in best)
+    told = "   ".join(f"{trace.answer(i)}: {shares[i]:.4f}" for i in best)
     return ["", _cut(f"probabilities (softmax of the last step), the largest of {len(shares)}"), _cut(f"    {told}")]
 
 

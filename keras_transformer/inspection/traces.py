@@ -63,7 +63,7 @@ class Verification(NamedTuple):
     unknown: list
 
 
-def trace(model, inputs, tokens=None, generate=None):
+def trace(model, inputs, tokens=None, generate=None, vocabulary=None):
     """Runs a model and keeps every step on the way, from each layer of this library and each operation between them.
 
     Args:
@@ -71,9 +71,11 @@ def trace(model, inputs, tokens=None, generate=None):
             one only these layers are seen.
         inputs: what the model takes, with a batch axis.
         tokens: names of the positions of the first row: a list of strings for all inputs of that length, or a dict from
-            an input's name to such a list. Positions beyond it, which are generated, have their ids for names.
+            an input's name to such a list. Generated positions are named by the vocabulary.
         generate: int. Go on for this many tokens, each the likeliest one, which is appended to the input `target_ids`
             or `token_ids`; None to run the model once.
+        vocabulary: names of the answers, which are numbers otherwise: a list of strings, or a function from number to
+            string, such as a tokenizer's `id_to_token`.
 
     Returns:
         `Trace`; with `generate` a list of them, one for each generated token, the last step of which chose it.
@@ -93,17 +95,17 @@ def trace(model, inputs, tokens=None, generate=None):
     True
     """
     if generate is not None:
-        return _generated(model, inputs, tokens, generate)
+        return _generated(model, inputs, tokens, generate, vocabulary)
     scope, _ = run_recorded(model, inputs)
     steps = []
     for path, value in scope.records.items():
         layer, name, sources = scope.origins[path]
         sources = tuple(source if isinstance(source, str) else _numpy(source) for source in sources)
         steps.append(Step(path, _numpy(value), sources, layer, name))
-    return Trace(steps, tokens)
+    return Trace(steps, tokens, vocabulary)
 
 
-def _generated(model, inputs, tokens, count):
+def _generated(model, inputs, tokens, count, vocabulary):
     names = [x.name for x in getattr(model, "inputs", None) or ()]
     name = next((name for name in ("target_ids", "token_ids") if name in names), None)
     if name is None:
@@ -119,8 +121,12 @@ def _generated(model, inputs, tokens, count):
     if tokens is not None and not isinstance(tokens, dict):
         tokens = {name: tokens}
     for _ in range(count):
-        more = {name: [*tokens[name], *map(str, ids[0, len(tokens[name]) :])]} if name in (tokens or {}) else {}
-        traces.append(trace(model, {**given, name: ids}, tokens and {**tokens, **more}))
+        more = (
+            {name: [*tokens[name], *(_answer_name(vocabulary, i) for i in ids[0, len(tokens[name]) :])]}
+            if name in (tokens or {})
+            else {}
+        )
+        traces.append(trace(model, {**given, name: ids}, tokens and {**tokens, **more}, vocabulary=vocabulary))
         chosen = traces[-1].steps[-1].array[:, -1].argmax(axis=-1)
         ids = np.concatenate([ids, chosen[:, None].astype(ids.dtype)], axis=1)
     return traces
@@ -162,6 +168,7 @@ class Trace(Mapping):
         steps: list of `Step`.
         tokens: dict from the name of an input to the names of its positions.
         belongs: dict from path to the name of the input whose positions the step has, or None.
+        vocabulary: names of the answers, as given to `trace`.
         whole: boolean. Whether this is the trace of a model rather than of a layer in it.
 
     Example:
@@ -173,8 +180,9 @@ class Trace(Mapping):
     ['token_ids/input', 'embedding/output']
     """
 
-    def __init__(self, steps, tokens=None, belongs=None):
+    def __init__(self, steps, tokens=None, vocabulary=None, belongs=None):
         self.steps = list(steps)
+        self.vocabulary = vocabulary
         self.whole = belongs is None
         self.belongs = sequences(self.steps) if belongs is None else belongs
         self._steps = {step.path: step for step in self.steps}
@@ -224,7 +232,7 @@ class Trace(Mapping):
             raise KeyError(
                 f"No step is of {path!r}. The nearest are {difflib.get_close_matches(path, known, cutoff=0.3)}."
             )
-        return Trace(found, self.tokens, self.belongs)
+        return Trace(found, self.tokens, self.vocabulary, self.belongs)
 
     def to_html(self, path, row=0, layers=None, title="Attention, step by step", max_bytes=2_000_000):
         """Writes the trace as one page: all heads, and the walk of each token through the steps, with their numbers.
@@ -274,6 +282,10 @@ class Trace(Mapping):
         given = self.tokens.get(of)
         return [str(i) for i in range(count)] if given is None else [str(name) for name in given]
 
+    def answer(self, number):
+        """Name of an answer, such as the next token, by its number."""
+        return _answer_name(self.vocabulary, number)
+
     def _repr_html_(self):
         """What notebooks show: the page of a whole trace, or the text of a part."""
         if not self.whole or not any(step.name == "weights" for step in self.steps):
@@ -308,6 +320,12 @@ class Trace(Mapping):
             _check(step, known, known.compute(step.layer, *sources), arrays[step.path], tolerance)
             result.recomputed.append(step.path)
         return result
+
+
+def _answer_name(vocabulary, number):
+    if vocabulary is None:
+        return str(number)
+    return str(vocabulary(int(number)) if callable(vocabulary) else vocabulary[int(number)])
 
 
 def _check(step, known, expected, found, tolerance):

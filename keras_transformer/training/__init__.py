@@ -1,6 +1,7 @@
 """What training a Transformer needs beside Keras' own parts: a schedule, a loss, metrics and callbacks."""
 
 from keras_transformer.training.adapters import add_adapters, merge_adapters
+from keras_transformer.training.attention_images import AttentionImages
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
 from keras_transformer.training.ctc import CTCLoss
 from keras_transformer.training.losses import SmoothedCrossEntropy
@@ -8,6 +9,7 @@ from keras_transformer.training.metrics import Perplexity, TokenAccuracy
 from keras_transformer.training.schedules import InverseSquareRoot
 
 __all__ = [
+    "AttentionImages",
     "AverageWeights",
     "BleuScore",
     "CTCLoss",

@@ -105,6 +105,12 @@ def test_one_trace_for_each_generated_token():
     until = chosen.index(2) + 1 if 2 in chosen else 3  # The generator ends there.
     assert chosen[:until] == generated[:until]
     assert traces[2].tokens["target_ids"] == ["<s>", str(chosen[0]), str(chosen[1])]
+    named = kt.inspection.trace(model, inputs, {"target_ids": ["<s>"]}, 2, vocabulary=[f"<{i}>" for i in range(20)])[1]
+    assert named.tokens["target_ids"] == ["<s>", f"<{chosen[0]}>"]
+    assert str(named).splitlines()[-1].split()[0] == f"<{chosen[1]}>:"
+    assert (
+        named.answer(3) == "<3>" and kt.inspection.trace(model, inputs, vocabulary="abc".__getitem__).answer(1) == "b"
+    )
     classifier = kt.models.vision_transformer((8, 8, 3), 4, patch_size=4, dim=8, depth=1, num_heads=2, hidden_dim=16)
     with pytest.raises(ValueError, match="an input `target_ids` or `token_ids`"):
         kt.inspection.trace(classifier, np.zeros((1, 8, 8, 3)), generate=1)

@@ -1,5 +1,7 @@
 """Traces, held to numpy written out here, to what models predict, and to themselves where a number is altered."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -284,15 +286,56 @@ def test_a_reloaded_model_has_the_same_trace(tmp_path):
 
 
 def test_a_trace_leaves_no_mark():
-    model = language_model(DecoderBlock(2, 16, dropout=0.1, name="block"))
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    config, weights = model.get_config(), [np.array(x) for x in map(ops.convert_to_numpy, model.variables)]
-    state = [np.array(ops.convert_to_numpy(x)) for x in model.variables]
+    found = []
+    for traced in (False, True):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        model = language_model(DecoderBlock(2, 16, dropout=0.1, name="block"))
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        if traced:
+            kt.inspection.trace(model, IDS)
+        loss = model.train_on_batch(IDS, IDS)
+        found.append((loss, [ops.convert_to_numpy(x) for x in model.variables], model.get_config()))
+    (loss, weights, config), (other_loss, other_weights, other_config) = found
+    assert loss == other_loss and config["layers"] == other_config["layers"]
+    for one, other in zip(weights, other_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch has no such program")
+@pytest.mark.parametrize("training", [False, True])
+def test_without_a_scope_the_compiled_program_has_nothing_of_it(training, monkeypatch):
+    model = language_model(BLOCKS["grouped, rotary, gated"]())
+
+    def program():
+        def run(x):
+            return ops.sum(model(x, training=training))
+
+        if keras.backend.backend() == "jax":
+            import jax
+
+            def loss(weights, x):
+                outputs, _ = model.stateless_call(weights, [], x, training=training)
+                return ops.sum(outputs)
+
+            weights = [variable.value for variable in model.trainable_variables]
+            return jax.jit(jax.value_and_grad(loss)).lower(weights, IDS).as_text()
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True)
+        def step(x):
+            with tf.GradientTape() as tape:
+                loss = run(x)
+            return loss, tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+
+        text = step.experimental_get_compiler_ir(tf.constant(IDS))(stage="hlo")
+        return re.sub(r"inference_step_\d+__\.\d+", "step", text)  # Functions are counted.
+
+    expected = program()
     kt.inspection.trace(model, IDS)
-    assert model.get_config() == config
-    for variable, before, after in zip(model.variables, weights, state, strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(variable), before)
-        np.testing.assert_array_equal(before, after)
+    assert program() == expected
+    monkeypatch.setattr(kt.scopes, "record", lambda *arguments: None)
+    assert program() == expected and len(expected) > 1000
 
 
 def test_tokens_are_named_and_twice_the_same_word_is_two_columns():
