@@ -15,10 +15,16 @@ author = "the keras_transformer authors"
 copyright = author
 release = version = keras_transformer.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "jupyter_execute"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+# The chapters run as they are built, and an assertion that fails is the end of it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_output_stderr = "remove"
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
 html_theme = "furo"
 html_title = f"keras_transformer {release}"
@@ -52,7 +58,8 @@ def skip_plumbing(app, what, name, object, skip, options):
     """Leaves out what every Keras layer has: a reader of the API wants to know what this one does differently."""
     if inspect.isfunction(object) and name in {"build", "get_config", "compute_output_shape", "compute_output_spec"}:
         return True
-    return skip
+    # The fields of named tuples stand in their docstrings already.
+    return True if type(object).__name__ == "_tuplegetter" else skip
 
 
 def signature_of_init(app, what, name, object, options, signature, return_annotation):

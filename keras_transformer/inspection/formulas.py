@@ -43,6 +43,18 @@ def affine(layer, x):
     return result if getattr(layer, "bias", None) is None else result + _array(layer.bias)
 
 
+def affine_formula(name, projection, read=None, wrap="{}"):
+    """The `Formula` of a `Dense` layer inside of another, `projection(layer)`: `x · W + b`, or without `b`."""
+
+    def found(layer):
+        dense = projection(layer)
+        end = f"_{name}" if name else ""
+        text = f"{read or 'x'} · W{end}" + ("" if dense.bias is None else f" + b{end}")
+        return Formula(wrap.format(text), lambda _, x: affine(dense, x))
+
+    return found
+
+
 def split(x, heads):
     batch, length, width = x.shape
     return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
@@ -222,8 +234,13 @@ def _join(layer, x):
 
 
 def _projected(name, heads):
-    text = f"split(x · W_{name} + b_{name})"
-    return Formula(text, lambda layer, x: split(affine(getattr(layer, name), x), heads(layer)))
+    plain = affine_formula(name, lambda layer: getattr(layer, name), wrap="split({})")
+
+    def found(layer):
+        known = plain(layer)
+        return Formula(known.text, lambda layer, x: split(known.compute(layer, x), heads(layer)))
+
+    return found
 
 
 def _normalized(name):
@@ -256,7 +273,7 @@ ATTENTION = {
     "weights": _weights,
     "attended": Formula("weights · value", _attended),
     "joined_heads": Formula("heads side by side", _join),
-    "output": Formula("joined · W_output + b_output", lambda layer, x: affine(layer.output_projection, x)),
+    "output": affine_formula("output", lambda layer: layer.output_projection, "joined"),
 }
 
 
@@ -271,8 +288,8 @@ def _dense(layer):
     if function is None:
         return None
     name = layer.activation.__name__
-    text = "x · W + b" if name == "linear" else f"{name}(x · W + b)"
-    return Formula(text, lambda layer, x: function(affine(layer, x)))
+    inner = affine_formula("", lambda dense: dense, wrap="{}" if name == "linear" else name + "({})")(layer)
+    return Formula(inner.text, lambda dense, x: function(inner.compute(dense, x)))
 
 
 def _patches(layer, images):
@@ -355,10 +372,10 @@ FORMULAS = {
     layers.MultiHeadSelfAttention: ATTENTION,
     layers.CrossAttention: ATTENTION,
     layers.FeedForward: {
-        "up": Formula("x · W_up + b_up", lambda layer, x: affine(layer.up, x)),
-        "gate": Formula("x · W_gate + b_gate", lambda layer, x: affine(layer.gate, x)),
+        "up": affine_formula("up", lambda layer: layer.up),
+        "gate": affine_formula("gate", lambda layer: layer.gate),
         "hidden": _hidden,
-        "output": Formula("hidden · W_down + b_down", lambda layer, x: affine(layer.down, x)),
+        "output": affine_formula("down", lambda layer: layer.down, "hidden"),
     },
     layers.MixtureOfExperts: {
         "router_scores": Formula("x · W_router", _router),

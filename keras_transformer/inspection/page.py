@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from keras_transformer import layers
-from keras_transformer.inspection.formulas import formula, softmax
-from keras_transformer.inspection.text import OF_HEADS
+from keras_transformer.inspection.formulas import formula
+from keras_transformer.inspection.text import OF_HEADS, answer_shares
 
 # Steps whose numbers are one affine map, to the layer's projection that has its kernel.
 PROJECTIONS = {"query": "query", "key": "key", "value": "value", "up": "up", "gate": "gate"}
@@ -225,12 +225,10 @@ def _image(trace, row, budget):
 
 
 def _answers(trace, row):
-    """The five likeliest answers at each position where the last step holds scores."""
-    last = trace.steps[-1]
-    if last.array.dtype.kind != "f" or last.array.ndim not in (2, 3) or last.array.shape[-1] < 2:
+    """The five likeliest answers at each position, where the last step scores some."""
+    shares, last = answer_shares(trace, row), trace.steps[-1]
+    if shares is None:
         return None
-    scores = np.atleast_2d(_of_row(last.array, row)).astype("float64")
-    shares = scores if (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-4) else softmax(scores)
     rows = [
         [(trace.answer(i), round(float(line[i]), 6)) for i in np.argsort(-line, kind="stable")[:5]] for line in shares
     ]

@@ -1,5 +1,6 @@
 """A trace as text: the walk of one token through the steps, at most 100 columns wide."""
 
+import keras
 import numpy as np
 
 from keras_transformer.inspection.formulas import formula, softmax
@@ -10,6 +11,14 @@ OF_HEADS = (
     "query key value normalized_query normalized_key rotated_query rotated_key attended "
     "scores scaled_scores biased_scores masked_scores weights"
 ).split()
+# Layers whose result, if it is a model's, scores answers.
+SCORING = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.ReversibleEmbedding,
+    keras.layers.Softmax,
+    keras.layers.Activation,
+)
 OF_PAIRS = ("scores", "scaled_scores", "biased_scores", "masked_scores", "weights")
 
 
@@ -118,17 +127,26 @@ def _number(value):
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def answer_shares(trace, row):
+    """The share of each answer, `[T, answers]` or `[1, answers]`, where the last step scores answers, or None."""
+    last = trace.steps[-1]
+    scores = isinstance(last.layer, SCORING) or trace.vocabulary is not None
+    if not scores or last.array.dtype.kind != "f" or last.array.ndim not in (2, 3) or last.array.shape[-1] < 2:
+        return None
+    array = np.atleast_2d(last.array[row]).astype("float64")
+    is_share = (array >= 0).all() and np.allclose(array.sum(-1), 1, atol=1e-4)
+    return array if is_share else softmax(array)
+
+
 def _answer(trace, position, row):
-    """The likeliest answers where the last step holds scores."""
-    last = trace.steps[-1].array
-    if last.dtype.kind != "f" or last.ndim not in (2, 3) or last.shape[-1] < 2:
+    """The likeliest answers, where the last step scores some."""
+    shares = answer_shares(trace, row)
+    if shares is None:
         return []
-    scores = last[row, position] if last.ndim == 3 else last[row]
-    is_sure = np.all(scores >= 0) and np.isclose(scores.sum(), 1, atol=1e-4)
-    shares = scores if is_sure else softmax(scores.astype("float64"))
+    shares = shares[min(position, len(shares) - 1)]
     best = np.argsort(-shares, kind="stable")[:5]
     told = "   ".join(f"{trace.answer(i)}: {shares[i]:.4f}" for i in best)
-    return ["", _cut(f"probabilities (softmax of the last step), the largest of {len(shares)}"), _cut(f"    {told}")]
+    return ["", f"probabilities (softmax of the last step), the largest of {len(shares)}", _cut(f"    {told}")]
 
 
 def _cut(text, width=WIDTH):
