@@ -1,5 +1,7 @@
 """Traces, held to numpy written out here, to what models predict, and to themselves where a number is altered."""
 
+import importlib.util
+import pathlib
 import re
 
 import keras
@@ -199,6 +201,108 @@ def test_a_whole_walk_by_hand(dtype, tolerance):
     same("decoder/feed_forward", inner)
     same("decoder", {"feed_forward_norm": layer_norm(x + inner["output"], decoder.feed_forward_norm)})
     trace.verify(tolerance=tolerance * 4)
+
+
+def weights_of(layer):
+    return {name: ops.convert_to_numpy(getattr(layer, name).kernel) for name in ("query", "key", "value")}
+
+
+def close(trace, steps, tolerance=4e-6):
+    for path, array in steps.items():
+        np.testing.assert_allclose(trace[path], array, rtol=0, atol=tolerance, err_msg=path)
+
+
+def test_grouped_heads_that_turn_and_a_gate_by_hand():
+    attention = MultiHeadSelfAttention(
+        4, num_key_value_heads=2, causal=True, position=RotaryEmbedding(100.0), use_bias=False
+    )
+    block = DecoderBlock(attention, FeedForward(6, "silu", gated=True, use_bias=False), norm=rms(), name="block")
+    x_input = keras.Input((None, 16), name="x")
+    model = randomized(keras.Model(x_input, block(x_input)))
+    x = np.random.default_rng(1).normal(size=(1, 5, 16)).astype("float32")
+    trace = kt.inspection.trace(model, x)
+
+    def rms_norm(x, layer):
+        square = (x * x).sum(-1, keepdims=True) / x.shape[-1]
+        return x / (square + 1e-5) ** 0.5 * ops.convert_to_numpy(layer.scale)
+
+    def turned(vector, position):  # The first half of a head is paired with the second.
+        result = np.zeros(4)
+        for pair in range(2):
+            angle = position * 100.0 ** (-pair / 2)
+            one, other = vector[pair], vector[pair + 2]
+            result[pair] = one * np.cos(angle) - other * np.sin(angle)
+            result[pair + 2] = other * np.cos(angle) + one * np.sin(angle)
+        return result
+
+    x = x.astype("float64")
+    normed = rms_norm(x, block.self_attention_norm)[0]
+    parts = {name: normed @ kernel for name, kernel in weights_of(block.self_attention).items()}
+    joined, shares = np.zeros((5, 16)), np.zeros((1, 4, 5, 5))
+    rotated = np.zeros((1, 4, 5, 4))
+    for head in range(4):
+        own, shared = slice(4 * head, 4 * head + 4), slice(4 * (head // 2), 4 * (head // 2) + 4)
+        for i in range(5):
+            rotated[0, head, i] = turned(parts["query"][i, own], i)
+            scores = [rotated[0, head, i] @ turned(parts["key"][j, shared], j) / 2 for j in range(i + 1)]
+            powers = np.exp(scores - np.max(scores))
+            shares[0, head, i, : i + 1] = powers / powers.sum()
+            joined[i, own] = shares[0, head, i, : i + 1] @ parts["value"][: i + 1, shared]
+    after = x + joined @ ops.convert_to_numpy(block.self_attention.output_projection.kernel)
+    inner = rms_norm(after, block.feed_forward_norm)
+    up, gate = (inner @ ops.convert_to_numpy(getattr(block.feed_forward, name).kernel) for name in ("up", "gate"))
+    hidden = gate / (1 + np.exp(-gate)) * up
+    output = after + hidden @ ops.convert_to_numpy(block.feed_forward.down.kernel)
+    close(
+        trace,
+        {
+            "block/self_attention/rotated_query": rotated,
+            "block/self_attention/weights": shares,
+            "block/self_attention/joined_heads": joined[None],
+            "block/self_attention_residual": after,
+            "block/feed_forward/up": up,
+            "block/feed_forward/gate": gate,
+            "block/feed_forward/hidden": hidden,
+            "block/feed_forward_residual": output,
+        },
+        2e-5,  # Numbers here go up to ten.
+    )
+
+
+def test_a_relative_bias_by_hand():
+    # Four buckets, two for either direction: of those before, the token itself and all others.
+    attention = MultiHeadSelfAttention(2, position=RelativePositionBias(2, 4, 8), use_bias=False, name="attention")
+    x_input = keras.Input((None, 4), name="x")
+    model = randomized(keras.Model(x_input, attention(x_input)))
+    x = np.random.default_rng(1).normal(size=(1, 4, 4)).astype("float32")
+    trace = kt.inspection.trace(model, x)
+    table = ops.convert_to_numpy(attention.position.bias_table)
+    bias = np.zeros((1, 2, 4, 4))
+    for i in range(4):
+        for j in range(4):
+            bias[0, :, i, j] = table[3 if j > i else min(i - j, 1)]
+    parts = {name: x[0].astype("float64") @ kernel for name, kernel in weights_of(attention).items()}
+    scores = np.stack([parts["query"][:, c] @ parts["key"][:, c].T for c in (slice(0, 2), slice(2, 4))])[None]
+    biased = scores / 2**0.5 + bias
+    shares = np.exp(biased) / np.exp(biased).sum(-1, keepdims=True)
+    steps = {
+        "bias": bias,
+        "scores": scores,
+        "scaled_scores": scores / 2**0.5,
+        "biased_scores": biased,
+        "weights": shares,
+    }
+    close(trace, {f"attention/{name}": array for name, array in steps.items()})
+
+
+def test_the_readme_shows_what_is_printed():
+    root = pathlib.Path(__file__).parents[2]
+    specification = importlib.util.spec_from_file_location("small_model", root / "docs/chapters/small_model.py")
+    small = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(small)
+    (shown,) = re.findall(r"```text\n(attention\n.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    printed = str(small.trace_of("the river bank")).splitlines()
+    assert len(shown.splitlines()) > 10 and not set(shown.splitlines()) - set(printed)
 
 
 def test_rows_of_weights_and_what_is_masked():
