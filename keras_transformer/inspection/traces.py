@@ -15,6 +15,8 @@ from keras_transformer.inspection.plots import plot_heads
 from keras_transformer.inspection.runs import run_recorded
 from keras_transformer.inspection.text import sequences, walk
 
+TOLERANCES = {"float16": 5e-3, "bfloat16": 4e-2}
+
 
 class Step(NamedTuple):
     """One array of a trace.
@@ -293,12 +295,13 @@ class Trace(Mapping):
         text = html.escape(page(self, 0, None, 2_000_000, "Attention, step by step"))
         return f'<iframe style="width: 100%; height: 900px; border: 0" srcdoc="{text}"></iframe>'
 
-    def verify(self, changed=None, tolerance=1e-5):
+    def verify(self, changed=None, tolerance=None):
         """Computes every step once more, in plain numpy, from the steps before it and the weights.
 
         Args:
             changed: dict from path to array, to put in place of what the trace holds first.
-            tolerance: float. The largest difference, in units of the step's largest number, or of 1 below it.
+            tolerance: float. The largest difference, in units of the step's largest number, or of 1 below it; by
+                default 1e-5, and what half precision leaves where a layer computes in it.
 
         Returns:
             `Verification`.
@@ -317,7 +320,8 @@ class Trace(Mapping):
                 (result.unknown if step.sources else result.given).append(step.path)
                 continue
             sources = [_double(arrays.get(x) if isinstance(x, str) else x) for x in step.sources]
-            _check(step, known, known.compute(step.layer, *sources), arrays[step.path], tolerance)
+            allowed = tolerance or TOLERANCES.get(getattr(step.layer, "compute_dtype", None), 1e-5)
+            _check(step, known, known.compute(step.layer, *sources), arrays[step.path], allowed)
             result.recomputed.append(step.path)
         return result
 
@@ -347,11 +351,7 @@ def _double(array):
 
 def _numpy(tensor):
     array = np.array(keras.ops.convert_to_numpy(tensor))
-    return (
-        array
-        if array.dtype.kind in "bifu" and array.dtype.itemsize > 1 or array.dtype == bool
-        else array.astype("float32")
-    )
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array  # Of which NumPy knows little.
 
 
 def _parents(path):

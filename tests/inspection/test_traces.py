@@ -389,6 +389,16 @@ def test_a_reloaded_model_has_the_same_trace(tmp_path):
         np.testing.assert_array_equal(before[path], after[path])
 
 
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_verified_as_far_as_it_goes(dtype):
+    keras.config.set_dtype_policy(dtype)
+    model = language_model(DecoderBlock(2, 16, name="block"))
+    trace = kt.inspection.trace(model, IDS)
+    assert len(trace.verify().recomputed) > 20
+    with pytest.raises(ValueError, match="differs"):
+        trace.verify(tolerance=1e-7)
+
+
 def test_a_trace_leaves_no_mark():
     found = []
     for traced in (False, True):
