@@ -13,8 +13,8 @@ from keras_transformer import layers
 from keras_transformer.inspection.formulas import formula
 from keras_transformer.inspection.text import OF_HEADS, answer_shares
 
-# Steps whose numbers are one affine map, to the layer's projection that has its kernel.
-PROJECTIONS = {"query": "query", "key": "key", "value": "value", "up": "up", "gate": "gate"}
+# Steps that a projection of the same name makes.
+PROJECTED = ("query", "key", "value", "up", "gate")
 TABS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross-attention"}
 
 
@@ -180,16 +180,14 @@ def _example(step, budget, known):
     layer = step.layer
     if known is None:
         return told
-    projection = None
+    projection = getattr(layer, step.name, None) if step.name in PROJECTED else None
     if isinstance(layer, layers.MultiHeadSelfAttention | layers.CrossAttention):
         told["plain"] = layer.softmax is None
         if step.name == "scaled_scores":
             told["factor"] = (layer.query.units // layer.num_heads) ** -0.5 if layer.scale is None else layer.scale
-        projection = (
-            layer.output_projection if step.name == "output" else getattr(layer, PROJECTIONS.get(step.name, ""), None)
-        )
-    elif isinstance(layer, layers.FeedForward):
-        projection = layer.down if step.name == "output" else getattr(layer, PROJECTIONS.get(step.name, ""), None)
+        projection = layer.output_projection if step.name == "output" else projection
+    elif isinstance(layer, layers.FeedForward) and step.name == "output":
+        projection = layer.down
     elif isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear:
         projection = layer
     elif step.name.endswith("_residual") or isinstance(layer, layers.PositionalEmbedding) and step.name == "output":
