@@ -1,14 +1,22 @@
 """Pictures of attention, with matplotlib."""
 
+import io
+
 
 def plot_heads(weights, queries, keys, title):
-    """A figure with a map `[T, S]` for each of the heads of `weights` `[heads, T, S]`."""
+    """A figure with a map `[T, S]` for each of the heads of `weights` `[heads, T, S]`, which notebooks show."""
     from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self):
+            file = io.BytesIO()
+            self.savefig(file, format="png", bbox_inches="tight")
+            return file.getvalue()
 
     columns = min(4, len(weights))
     rows = -(-len(weights) // columns)
     edge = 2.2 + 0.12 * max(weights.shape[1:])
-    figure = Figure(figsize=(edge * columns, edge * rows), layout="constrained")
+    figure = ShownFigure(figsize=(edge * columns, edge * rows), layout="constrained")
     figure.suptitle(title)
     for head, (axes, image) in enumerate(
         zip(figure.subplots(rows, columns, squeeze=False).flat, weights, strict=False)

@@ -116,11 +116,13 @@ def test_one_trace_for_each_generated_token():
         kt.inspection.trace(classifier, np.zeros((1, 8, 8, 3)), generate=1)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # The fonts that come with matplotlib lack it.
 def test_notebooks_show_the_page_and_figures_the_maps():
     trace = translation()
     assert trace._repr_html_().startswith("<iframe") and "</script>" not in trace._repr_html_()
     assert trace.layer("decoder_block_0/feed_forward")._repr_html_().startswith("<pre>")
     figure = trace.plot_attention("decoder_block_0/cross_attention")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # Notebooks show it, with pyplot imported or not.
     first, second = figure.axes[:2]
     np.testing.assert_array_equal(first.images[0].get_array(), trace["decoder_block_0/cross_attention/weights"][0, 0])
     assert [label.get_text() for label in second.get_xticklabels()][:3] == SOURCE[:3]
