@@ -39,7 +39,7 @@ class Scope:
         path = _own_path(layer)
         count = self._calls.get(path, 0)
         self._calls[path] = count + 1
-        return f"{path}@{count}" if count else path
+        return numbered(path, count)
 
 
 class DecodingScope(Scope):
@@ -223,13 +223,14 @@ class RecordingScope(Scope):
             if path == own or path.startswith(own + "/"):
                 path = given + path[len(own) :]
         count = self._calls.get(path, 0)
-        if self._place(path, count, name) in self.records:  # A name that comes again begins another call.
+        if f"{numbered(path, count)}/{name}" in self.records:  # A name that comes again begins another call.
             self._calls[path] = count = count + 1
-        return self._place(path, count, name)
+        return f"{numbered(path, count)}/{name}"
 
-    @staticmethod
-    def _place(path, count, name):
-        return f"{path}@{count}/{name}" if count else f"{path}/{name}"
+
+def numbered(path, count):
+    """The path of a call that `count` others by the same path came before."""
+    return f"{path}@{count}" if count else path
 
 
 def _own_path(layer):
@@ -247,7 +248,8 @@ def recording():
 
 
 def record(layer, name, value, *sources):
-    """Names what `layer` has made from `sources`, if a `RecordingScope` is open."""
+    """Names what `layer` has made from `sources`, if a `RecordingScope` is open; returns it either way."""
     scope = _recording.get()
     if scope is not None:
         scope.record(layer, name, value, sources)
+    return value

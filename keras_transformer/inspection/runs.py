@@ -55,7 +55,7 @@ def _run(graph, inputs, scope, prefix):
 
     def called(operation):
         count = calls[operation.name] = calls.get(operation.name, -1) + 1
-        path = f"{prefix}{operation.name}" + (f"@{count}" if count else "")
+        path = scopes.numbered(f"{prefix}{operation.name}", count)
         inner = functional_graph(operation)
 
         def call(*args, **kwargs):

@@ -66,26 +66,17 @@ class Attention(keras.layers.Layer):
         return layer
 
     def project_query(self, x):
-        query = split_heads(self.query(x), self.num_heads)  # [B, H, T, D]
-        scopes.record(self, "query", query, x)
+        query = scopes.record(self, "query", split_heads(self.query(x), self.num_heads), x)  # [B, H, T, D]
         return self._normalized("query", query, self.query_norm)
 
     def project_key_value(self, source):
         key_heads = self.num_key_value_heads or self.num_heads
-        key, value = (
-            split_heads(self.key(source), key_heads),
-            split_heads(self.value(source), key_heads),
-        )  # [B, K, S, D]
-        scopes.record(self, "key", key, source)
-        scopes.record(self, "value", value, source)
+        key = scopes.record(self, "key", split_heads(self.key(source), key_heads), source)  # [B, K, S, D]
+        value = scopes.record(self, "value", split_heads(self.value(source), key_heads), source)
         return self._normalized("key", key, self.key_norm), value
 
     def _normalized(self, name, x, norm):
-        if norm is None:
-            return x
-        normalized = norm(x)
-        scopes.record(self, f"normalized_{name}", normalized, x)
-        return normalized
+        return x if norm is None else scopes.record(self, f"normalized_{name}", norm(x), x)
 
     def attend(self, query, key, value, mask, bias, training):
         """Attention of projected heads, the heads joined and projected: `[B, T, dim]`."""
@@ -101,11 +92,8 @@ class Attention(keras.layers.Layer):
             softmax=None if self.softmax is None else self.softmax.to_weights,
             record=None if recording is None else functools.partial(scopes.record, self),
         )
-        joined = join_heads(attended)
-        scopes.record(self, "joined_heads", joined, attended)
-        output = self.output_projection(joined)
-        scopes.record(self, "output", output, joined)
-        return output
+        joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
+        return scopes.record(self, "output", self.output_projection(joined), joined)
 
     def shared_config(self):
         return {
@@ -270,9 +258,7 @@ class MultiHeadSelfAttention(Attention):
 
     def _rotated(self, name, x, positions, total):
         rotated = self.position.rotate(x, positions, total)
-        if rotated is not x:
-            scopes.record(self, f"rotated_{name}", rotated, x)
-        return rotated
+        return x if rotated is x else scopes.record(self, f"rotated_{name}", rotated, x)
 
     @staticmethod
     def _total_length(scope, name, length, mask):

@@ -60,21 +60,16 @@ class ResidualBlock(keras.layers.Layer):
     def residual(self, x, name, training, **kwargs):
         """`x` and what the sublayer `name` makes of it, with the norms where `norm_position` has them."""
         sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        seen = x if self.norm_position == "post" else self._recorded(f"{name}_norm", norm(x), x)
-        y = sublayer(seen, training=training, **kwargs)
-        scopes.record(sublayer, "output", y, seen)
+        seen = x if self.norm_position == "post" else scopes.record(self, f"{name}_norm", norm(x), x)
+        y = scopes.record(sublayer, "output", sublayer(seen, training=training, **kwargs), seen)
         if self.norm_position == "sandwich":
-            y = self._recorded(f"{name}_post_norm", getattr(self, f"{name}_post_norm")(y), y)
+            y = scopes.record(self, f"{name}_post_norm", getattr(self, f"{name}_post_norm")(y), y)
         if self.layer_scale is not None:
             scale = getattr(self, f"{name}_scale")
-            y = self._recorded(f"{name}_scaled", y * keras.ops.cast(scale, y.dtype), y)
+            y = scopes.record(self, f"{name}_scaled", y * keras.ops.cast(scale, y.dtype), y)
         y = self.path_dropout(self.residual_dropout(y, training=training), training=training)
-        total = self._recorded(f"{name}_residual", x + y, x, y)
-        return self._recorded(f"{name}_norm", norm(total), total) if self.norm_position == "post" else total
-
-    def _recorded(self, name, value, *sources):
-        scopes.record(self, name, value, *sources)
-        return value
+        total = scopes.record(self, f"{name}_residual", x + y, x, y)
+        return scopes.record(self, f"{name}_norm", norm(total), total) if self.norm_position == "post" else total
 
     def residual_feed_forward(self, x, mask, training):
         masks = {"mask": mask} if self.feed_forward_takes_mask else {}

@@ -82,14 +82,11 @@ class PositionalEmbedding(keras.layers.Layer):
             encoded = ops.take(table, positions, axis=0)
         else:
             encoded = sinusoids(positions + self.offset, x.shape[-1], self.interleaved)
-        encoded = ops.cast(encoded, x.dtype)
         scopes.record(self, "positions", positions)
-        scopes.record(self, "encoded", encoded, positions, x)
+        encoded = scopes.record(self, "encoded", ops.cast(encoded, x.dtype), positions, x)
         scaled = x if self.scale == 1.0 else x * ops.convert_to_tensor(self.scale, x.dtype)
         scopes.record(self, "scaled", scaled, x)
-        output = scaled + encoded
-        scopes.record(self, "output", output, scaled, encoded)
-        return output
+        return scopes.record(self, "output", scaled + encoded, scaled, encoded)
 
     def _positions(self, x, mask):
         length = ops.shape(x)[1]

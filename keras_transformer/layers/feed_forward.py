@@ -71,15 +71,11 @@ class FeedForward(keras.layers.Layer):
         return layer
 
     def call(self, x, training=None):
-        up, gate = self.up(x), self.gate(x) if self.gated else None
-        scopes.record(self, "up", up, x)
-        if gate is not None:
-            scopes.record(self, "gate", gate, x)
-        hidden = activate(self.activation, up, gate)
-        scopes.record(self, "hidden", hidden, up, *([] if gate is None else [gate]))
-        output = self.down(self.hidden_dropout(hidden, training=training))
-        scopes.record(self, "output", output, hidden)
-        return output
+        projected = [scopes.record(self, "up", self.up(x), x)]
+        if self.gated:
+            projected.append(scopes.record(self, "gate", self.gate(x), x))
+        hidden = scopes.record(self, "hidden", activate(self.activation, *projected), *projected)
+        return scopes.record(self, "output", self.down(self.hidden_dropout(hidden, training=training)), hidden)
 
     def compute_output_shape(self, input_shape):
         return input_shape

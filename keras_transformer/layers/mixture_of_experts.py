@@ -121,21 +121,17 @@ class MixtureOfExperts(keras.layers.Layer):
 
     def call(self, x, mask=None, training=None):
         tokens = ops.reshape(x, (-1, x.shape[-1]))  # [N, dim]
-        scores = self._route(tokens, training)  # [N, experts]
-        scopes.record(self, "router_scores", scores, x)
+        scores = scopes.record(self, "router_scores", self._route(tokens, training), x)  # [N, experts]
         chosen_scores, chosen = ops.top_k(scores, self.top_k)  # [N, top_k]
-        chosen = ops.cast(chosen, "int32")
+        chosen = scopes.record(self, "chosen_experts", ops.cast(chosen, "int32"), scores)
         # Keras warns of a softmax over one entry.
         weights = ops.softmax(chosen_scores, axis=-1) if self.top_k > 1 else ops.ones_like(chosen_scores)
-        weights = ops.cast(weights, tokens.dtype)
-        scopes.record(self, "chosen_experts", chosen, scores)
-        scopes.record(self, "expert_weights", weights, scores, chosen)
+        weights = scopes.record(self, "expert_weights", ops.cast(weights, tokens.dtype), scores, chosen)
         if training and self.load_balancing:
             self.add_loss(self.load_balancing * self._imbalance(scores, chosen, mask))
         compute = self._by_all if training else self._by_chosen
         output = ops.reshape(compute(tokens, weights, chosen), ops.shape(x))
-        scopes.record(self, "output", output, x, weights, chosen)
-        return output
+        return scopes.record(self, "output", output, x, weights, chosen)
 
     def _route(self, tokens, training):
         if training and self.router_jitter:
