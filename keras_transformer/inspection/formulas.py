@@ -15,11 +15,16 @@ class Formula:
     Attributes:
         text: str. The formula, as people write it.
         compute: function `(layer, *sources)` of a layer and arrays to an array.
+        kind: str. How the page puts numbers in: `"affine"`, `"scaled"`, `"softmax"`, `"sum"`, `"layer_norm"`,
+            `"rms_norm"`, or None.
+        dense: the `Dense` layer of an affine step, or None.
     """
 
-    def __init__(self, text, compute):
+    def __init__(self, text, compute, kind=None, dense=None):
         self.text = text
         self.compute = compute
+        self.kind = kind
+        self.dense = dense
 
 
 def formula(layer, name):
@@ -50,7 +55,7 @@ def affine_formula(name, projection, read=None, wrap="{}"):
         dense = projection(layer)
         end = f"_{name}" if name else ""
         text = f"{read or 'x'} · W{end}" + ("" if dense.bias is None else f" + b{end}")
-        return Formula(wrap.format(text), lambda _, x: affine(dense, x))
+        return Formula(wrap.format(text), lambda _, x: affine(dense, x), "affine", dense)
 
     return found
 
@@ -69,8 +74,7 @@ def softmax(scores):
 
 
 def normalized(layer, x):
-    axes = layer.axis if isinstance(layer.axis, list | tuple) else (layer.axis,)
-    axes = tuple(axes)
+    axes = tuple(layer.axis) if isinstance(layer.axis, list | tuple) else (layer.axis,)
     if isinstance(layer, keras.layers.RMSNormalization):
         result = x / np.sqrt(np.mean(x * x, axis=axes, keepdims=True) + layer.epsilon)
         return result * _array(layer.scale)
@@ -82,9 +86,9 @@ def normalized(layer, x):
 
 def norm_formula(layer):
     if isinstance(layer, keras.layers.RMSNormalization):
-        return Formula("x / sqrt(mean(x²) + ε) · scale", lambda _, x: normalized(layer, x))
+        return Formula("x / sqrt(mean(x²) + ε) · scale", lambda _, x: normalized(layer, x), "rms_norm")
     if type(layer) is keras.layers.LayerNormalization:
-        return Formula("(x - mean(x)) / sqrt(var(x) + ε) · γ + β", lambda _, x: normalized(layer, x))
+        return Formula("(x - mean(x)) / sqrt(var(x) + ε) · γ + β", lambda _, x: normalized(layer, x), "layer_norm")
     return None
 
 
@@ -138,7 +142,7 @@ def _hidden(layer):
 
 def _of_block(layer, name):
     if name.endswith("_residual"):
-        return Formula("x + y", lambda _, x, y: x + y)
+        return Formula("x + y", lambda _, x, y: x + y, "sum")
     if name.endswith("_scaled"):
         return Formula("y · layer scale", lambda _, y: y * _array(getattr(layer, name.removesuffix("d"))))
     if name.endswith("_norm"):
@@ -149,7 +153,7 @@ def _of_block(layer, name):
 def _weights(layer):
     part = layer.softmax
     if part is None:
-        return Formula("softmax(scores)", lambda _, scores: softmax(scores))
+        return Formula("softmax(scores)", lambda _, scores: softmax(scores), "softmax")
 
     def masked(scores, mask):
         return scores if not mask else np.where(mask[0], scores, -np.inf)
@@ -177,9 +181,9 @@ def _attended(layer, weights, value):
     return weights @ np.repeat(value, weights.shape[1] // value.shape[1], axis=1)
 
 
-def _scaled(layer, scores):
-    width = layer.query.units // layer.num_heads
-    return scores * (width**-0.5 if layer.scale is None else layer.scale)
+def score_scale(layer):
+    """What an attention layer multiplies its scores by."""
+    return (layer.query.units // layer.num_heads) ** -0.5 if layer.scale is None else layer.scale
 
 
 def _rotated(layer, x):
@@ -238,7 +242,7 @@ def _projected(name, heads):
 
     def found(layer):
         known = plain(layer)
-        return Formula(known.text, lambda layer, x: split(known.compute(layer, x), heads(layer)))
+        return Formula(known.text, lambda _, x: split(known.compute(layer, x), heads(layer)), "affine", known.dense)
 
     return found
 
@@ -265,7 +269,7 @@ ATTENTION = {
     "rotated_key": Formula("each pair of features turned by position · frequency", _rotated),
     "bias": _bias,
     "scores": Formula("query · keyᵀ", _scores),
-    "scaled_scores": Formula("scores · scale", _scaled),
+    "scaled_scores": Formula("scores · scale", lambda layer, scores: scores * score_scale(layer), "scaled"),
     "biased_scores": Formula("scores + bias", lambda layer, scores, bias: scores + bias),
     "masked_scores": Formula(
         "scores where the mask is true, else -∞", lambda _, scores, mask: np.where(mask, scores, -np.inf)
@@ -288,7 +292,9 @@ def _dense(layer):
     if function is None:
         return None
     name = layer.activation.__name__
-    inner = affine_formula("", lambda dense: dense, wrap="{}" if name == "linear" else name + "({})")(layer)
+    if name == "linear":
+        return affine_formula("", lambda dense: dense)(layer)
+    inner = affine_formula("", lambda dense: dense, wrap=name + "({})")(layer)
     return Formula(inner.text, lambda dense, x: function(inner.compute(dense, x)))
 
 
@@ -386,7 +392,7 @@ FORMULAS = {
     layers.PositionalEmbedding: {
         "encoded": _encoded,
         "scaled": Formula("x · scale", lambda layer, x: x * layer.scale),
-        "output": Formula("x + position", lambda _, x, encoded: x + encoded),
+        "output": Formula("x + position", lambda _, x, encoded: x + encoded, "sum"),
     },
     layers.PatchEmbedding: _output("patches · W + b", _patches),
     layers.PrefixTokens: _output("learned tokens in front of x", _with_prefix),

@@ -95,7 +95,7 @@ function drawTabs() {
 
 function drawTokens() {
   $("tokens").replaceChildren();
-  const { query, rows, columns, weights } = layer();
+  const { query, rows } = layer();
   tokens(query, rows).forEach((name, i) => {
     const button = make("button", $("tokens"), name || " ");
     button.title = `position ${i}`;
@@ -211,8 +211,8 @@ function example(step, position) {
   const key = sources[1] && step.name === "scores" ? argmax(result) : 0;
   const seen = step.name === "scores" && at(sources[1], key);
   if (seen) return `with “${tokens(sources[1].of, key + 1)[key]}”: ${few(Array.from(a, (x, i) => `${format(x)} · ${format(seen[i])}`))} = ${format(result[key])}`;
-  if (step.name === "scaled_scores" && a) return `${format(a[0])} · ${format(step.factor)} = ${format(result[0])}`;
-  if (step.name === "weights" && a && step.plain) {
+  if (step.kind === "scaled" && a) return `${format(a[0])} · ${format(step.factor)} = ${format(result[0])}`;
+  if (step.kind === "softmax" && a) {
     const best = argmax(result);
     return `exp(${format(a[best])}) / (${few(Array.from(a, (x) => `exp(${format(x)})`))}) = ${format(result[best])}`;
   }
@@ -220,10 +220,10 @@ function example(step, position) {
     const terms = Array.from(a, (w, j) => `${format(w)} · ${format(at(sources[1], j)[0])}`);
     return `${few(terms)} = ${format(result[0])}`;
   }
-  if (step.sum && a && b) return `${format(a[0])} + ${format(b[0])} = ${format(result[0])}`;
-  if (step.norm && a) {
+  if (step.kind === "sum" && a && b) return `${format(a[0])} + ${format(b[0])} = ${format(result[0])}`;
+  if ((step.kind === "layer_norm" || step.kind === "rms_norm") && a) {
     const mean = a.reduce((x, y) => x + y, 0) / a.length, square = a.reduce((x, y) => x + y * y, 0) / a.length;
-    return step.norm === "rms" ? `${format(a[0])} / √${format(square)}, then the gain: ${format(result[0])}`
+    return step.kind === "rms_norm" ? `${format(a[0])} / √${format(square)}, then the gain: ${format(result[0])}`
       : `(${format(a[0])} − ${format(mean)}) / √${format(square - mean * mean)}, then gain and shift: ${format(result[0])}`;
   }
   return a ? `${format(a[0])} → ${format(result[0])}` : null;

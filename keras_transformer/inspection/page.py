@@ -10,11 +10,9 @@ import keras
 import numpy as np
 
 from keras_transformer import layers
-from keras_transformer.inspection.formulas import formula
+from keras_transformer.inspection.formulas import formula, score_scale
 from keras_transformer.inspection.text import OF_HEADS, answer_shares
 
-# Steps that a projection of the same name makes.
-PROJECTED = ("query", "key", "value", "up", "gate")
 TABS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross-attention"}
 
 
@@ -176,30 +174,13 @@ def _row_of_step(step, row):
 
 def _example(step, budget, known):
     """What the page needs to put numbers into a formula."""
-    told = {"column": None, "start": None, "factor": None, "sum": False, "norm": None, "plain": False}
-    layer = step.layer
-    if known is None:
-        return told
-    projection = getattr(layer, step.name, None) if step.name in PROJECTED else None
-    if isinstance(layer, layers.MultiHeadSelfAttention | layers.CrossAttention):
-        told["plain"] = layer.softmax is None
-        if step.name == "scaled_scores":
-            told["factor"] = (layer.query.units // layer.num_heads) ** -0.5 if layer.scale is None else layer.scale
-        projection = layer.output_projection if step.name == "output" else projection
-    elif isinstance(layer, layers.FeedForward) and step.name == "output":
-        projection = layer.down
-    elif isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear:
-        projection = layer
-    elif step.name.endswith("_residual") or isinstance(layer, layers.PositionalEmbedding) and step.name == "output":
-        told["sum"] = True
-    if known.text.startswith("(x - mean"):
-        told["norm"] = "layer"
-    elif known.text.startswith("x / sqrt"):
-        told["norm"] = "rms"
-    if isinstance(projection, keras.layers.Dense):
-        told["column"] = budget.add(f"{step.path}, kernel", keras.ops.convert_to_numpy(projection.kernel)[:, 0])
-        if projection.bias is not None:
-            told["start"] = float(keras.ops.convert_to_numpy(projection.bias)[0])
+    told = {"kind": known.kind if known else None, "column": None, "start": None, "factor": None}
+    if told["kind"] == "scaled":
+        told["factor"] = score_scale(step.layer)
+    if told["kind"] == "affine":
+        told["column"] = budget.add(f"{step.path}, kernel", keras.ops.convert_to_numpy(known.dense.kernel)[:, 0])
+        if known.dense.bias is not None:
+            told["start"] = float(keras.ops.convert_to_numpy(known.dense.bias)[0])
     return told
 
 
