@@ -25,7 +25,7 @@ class Source:
 
 
 def run_recorded(model, inputs, names=None):
-    """The `RecordingScope` of a model that read `inputs`, and its flat outputs.
+    """The `RecordingScope` of a model that read `inputs`.
 
     Raises:
         ValueError: if the model has none of the layers that record, or `inputs` does not fit.
@@ -41,10 +41,10 @@ def run_recorded(model, inputs, names=None):
             model(inputs)  # What it is built by has no numbers.
     with scope:
         if graph is None:  # A subclassed model: its layers record, what it does between them is its own.
-            outputs = model(inputs, training=False)
+            model(inputs, training=False)
         else:
-            outputs = _run(graph, _tensors(graph, inputs), scope, "")
-    return scope, keras.tree.flatten(outputs)
+            _run(graph, _tensors(graph, inputs), scope, "")
+    return scope
 
 
 def _run(graph, inputs, scope, prefix):
@@ -77,18 +77,24 @@ def _run(graph, inputs, scope, prefix):
     return graph._run_through_graph(inputs, operation_fn=called)
 
 
-def _tensors(graph, inputs):
-    """The inputs of a graph in its order, as tensors of its dtypes; dicts go by the names of the inputs."""
+def inputs_by_name(graph, inputs):
+    """The inputs of a graph as a dict in its order; a list is in that order, and anything else is the only one."""
     names = [x.name for x in graph.inputs]
     if isinstance(inputs, dict):
         if not set(names) <= set(inputs):
             raise ValueError(f"`inputs` must hold {names}; received {sorted(inputs)}.")
-        inputs = [inputs[name] for name in names]
-    elif len(names) == 1 and not isinstance(inputs, list | tuple):
+        return {name: inputs[name] for name in names}
+    if len(names) == 1 and not isinstance(inputs, list | tuple):
         inputs = [inputs]
     if len(inputs) != len(names):
         raise ValueError(f"`inputs` must be a dict of {names}, or a list in that order; received {len(inputs)}.")
-    return [ops.convert_to_tensor(x, dtype=like.dtype) for x, like in zip(inputs, graph.inputs, strict=True)]
+    return dict(zip(names, inputs, strict=True))
+
+
+def _tensors(graph, inputs):
+    """The inputs of a graph in its order, as tensors of its dtypes."""
+    given = inputs_by_name(graph, inputs).values()
+    return [ops.convert_to_tensor(x, dtype=like.dtype) for x, like in zip(given, graph.inputs, strict=True)]
 
 
 def _check_model(model):

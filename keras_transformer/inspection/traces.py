@@ -12,7 +12,7 @@ import numpy as np
 from keras_transformer.inspection.formulas import formula
 from keras_transformer.inspection.page import page
 from keras_transformer.inspection.plots import plot_heads
-from keras_transformer.inspection.runs import run_recorded
+from keras_transformer.inspection.runs import inputs_by_name, run_recorded
 from keras_transformer.inspection.text import sequences, walk
 
 TOLERANCES = {"float16": 5e-3, "bfloat16": 4e-2}
@@ -98,7 +98,7 @@ def trace(model, inputs, tokens=None, generate=None, vocabulary=None):
     """
     if generate is not None:
         return _generated(model, inputs, tokens, generate, vocabulary)
-    scope, _ = run_recorded(model, inputs)
+    scope = run_recorded(model, inputs)
     steps = []
     for path, value in scope.records.items():
         layer, name, sources = scope.origins[path]
@@ -114,11 +114,7 @@ def _generated(model, inputs, tokens, count, vocabulary):
         raise ValueError(
             f"`generate` needs a model with an input `target_ids` or `token_ids`; received one with {names}."
         )
-    given = (
-        dict(inputs)
-        if isinstance(inputs, dict)
-        else dict(zip(names, inputs if len(names) > 1 else [inputs], strict=True))
-    )
+    given = inputs_by_name(model, inputs)
     ids, traces = np.asarray(given[name]), []
     if tokens is not None and not isinstance(tokens, dict):
         tokens = {name: tokens}
@@ -156,7 +152,7 @@ def attention_maps(model, inputs):
     >>> {path: weights.shape for path, weights in maps.items()}
     {'decoder_block_0/self_attention': (1, 2, 3, 3), 'decoder_block_1/self_attention': (1, 2, 3, 3)}
     """
-    scope, _ = run_recorded(model, inputs, ["weights"])
+    scope = run_recorded(model, inputs, ["weights"])
     return {path.removesuffix("/weights"): _numpy(value) for path, value in scope.records.items()}
 
 

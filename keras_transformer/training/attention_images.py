@@ -94,10 +94,8 @@ class AttentionImages(keras.callbacks.Callback):
     def _answers(self, outputs):
         """A table, in Markdown, of the five likeliest answers."""
         outputs = outputs.get("logits", next(iter(outputs.values()))) if isinstance(outputs, dict) else outputs
-        scores = ops.convert_to_numpy(ops.cast(keras.tree.flatten(outputs)[0][0], "float32"))
-        scores = scores[self.token] if scores.ndim == 2 else scores
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
+        scores = ops.cast(keras.tree.flatten(outputs)[0][0], "float32")
+        shares = ops.convert_to_numpy(ops.softmax(scores[self.token] if len(scores.shape) == 2 else scores))
         best = np.argsort(-shares, kind="stable")[:5]
         rows = [f"| {i if self.names is None else self.names[i]} | {shares[i]:.4f} |" for i in best]
         return "\n".join(["| answer | share |", "| --- | --- |", *rows])
