@@ -1,0 +1,294 @@
+"""Training and generation on one large GPU in bfloat16, as ratios to torch libraries timed in the same run.
+
+    python benchmarks/gpu.py --backends jax torch --output gpu.json
+
+For each case one process for each backend of this library and one for each peer build and compile side by side; then
+they are timed in turn, again and again, each alone. Times are medians of blocks of steps with their first and third
+quartile. A ratio above 1 says that this library is faster than the peer. The share of a training step is the
+arithmetic it must do over its time, as a part of the rate measured for a product of two large bfloat16 matrices:
+six operations for each weight of a matrix and token, output projection included, and those of attention, of which a
+causal one counts half. `--small` runs everything at toy sizes, on a CPU as well.
+"""
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+SIZES = {
+    "matmul": {"size": 8192},
+    "gpt2": {"batch": 16, "length": 1024, "dim": 768, "depth": 12, "heads": 12, "vocabulary": 50304},
+    "vit": {"batch": 128, "image": 224, "patch": 16, "dim": 768, "depth": 12, "heads": 12, "classes": 1000},
+    "translation": {"batch": 128, "length": 128, "dim": 512, "depth": 6, "heads": 8, "hidden": 2048,
+                    "vocabulary": 32000},
+    "generate": {"batches": [1, 64, 512], "prompt": 32, "tokens": 64, "dim": 768, "depth": 12, "heads": 12,
+                 "vocabulary": 50304, "length": 1024},
+}  # fmt: skip
+SMALL = {
+    "matmul": {"size": 256},
+    "gpt2": {"batch": 2, "length": 64, "dim": 64, "depth": 2, "heads": 4, "vocabulary": 512},
+    "vit": {"batch": 2, "image": 32, "patch": 16, "dim": 64, "depth": 2, "heads": 4, "classes": 10},
+    "translation": {"batch": 2, "length": 16, "dim": 64, "depth": 2, "heads": 4, "hidden": 128, "vocabulary": 512},
+    "generate": {"batches": [1, 4], "prompt": 32, "tokens": 4, "dim": 64, "depth": 2, "heads": 4, "vocabulary": 512,
+                 "length": 128},
+}  # fmt: skip
+PEERS = {
+    "matmul": ["torch"],
+    "gpt2": ["transformers"],
+    "vit": ["timm"],
+    "translation": ["torch"],
+    "generate": ["transformers", "transformers-static"],
+}
+STEPS = 10  # Training steps in a block.
+MARK = "@@"  # What a worker has to say stands in lines that begin so; the rest is its log.
+
+
+def training_flops(case, s):
+    """Floating-point operations that a training step cannot do without: forward once, backward twice as much."""
+    if case == "matmul":
+        return 2 * s["size"] ** 3
+    dim, depth = s["dim"], s["depth"]
+    if case == "gpt2":
+        tokens, weights = s["batch"] * s["length"], depth * 12 * dim**2 + dim * s["vocabulary"]
+        return tokens * (6 * weights + 12 * depth * s["length"] * dim / 2)
+    if case == "vit":
+        patches = (s["image"] // s["patch"]) ** 2
+        blocks = (patches + 1) * (6 * depth * 12 * dim**2 + 12 * depth * (patches + 1) * dim)
+        return s["batch"] * (blocks + 6 * patches * 3 * s["patch"] ** 2 * dim + 6 * dim * s["classes"])
+    feed_forward, length = 2 * dim * s["hidden"], s["length"]
+    weights = depth * (4 * dim**2 + feed_forward) + depth * (8 * dim**2 + feed_forward) + dim * s["vocabulary"]
+    attention = 12 * depth * length * dim * (1 + 1 / 2 + 1)  # Encoder, causal decoder, from decoder to encoder.
+    return s["batch"] * length * (6 * weights + attention)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = [os.environ.get("KERAS_BACKEND", "jax")]
+    choices = ("jax", "torch", "torch-compiled")
+    parser.add_argument(
+        "--backends", nargs="+", choices=choices, default=default, help="default: KERAS_BACKEND, or jax"
+    )
+    parser.add_argument("--cases", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
+    parser.add_argument("--seconds", type=float, default=2.0, help="each turn of timing lasts so long (default: 2)")
+    parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which no case begins (default: 600)")
+    parser.add_argument("--patience", type=float, default=150, help="seconds that compiling may take (default: 150)")
+    parser.add_argument("--batch", type=int, help="batch of the training cases (default: that of each)")
+    parser.add_argument("--packed", action="store_true", help="build our models so that no token id is padding")
+    parser.add_argument("--no-peers", action="store_true", help="time this library alone")
+    parser.add_argument("--small", action="store_true", help="toy sizes, which a CPU can run")
+    parser.add_argument("--output", type=Path, help="JSON file, written anew after each case")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)  # What a worker process runs, and on which case.
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer or arguments.ours:
+        work(arguments)
+        return
+    started, results, rate = time.perf_counter(), {}, None
+    for case in arguments.cases:
+        if time.perf_counter() - started > arguments.limit:
+            print(f"{case}: left out, as more than {arguments.limit:g} seconds have passed", flush=True)
+            continue
+        results[case] = measure(case, arguments)
+        if case == "matmul" and results[case]["ways"]:
+            seconds = min(way["seconds"] for way in results[case]["ways"].values())
+            rate = training_flops(case, sizes_of(case, arguments)) / seconds
+        report(case, results[case], rate)
+        if arguments.output:
+            arguments.output.write_text(json.dumps({"matrix_rate": rate, "cases": results}, indent=2) + "\n")
+    print(f"{time.perf_counter() - started:.0f} seconds in all", flush=True)
+
+
+def sizes_of(case, arguments):
+    sizes = dict((SMALL if arguments.small else SIZES)[case])
+    if arguments.batch and "batch" in sizes:
+        sizes["batch"] = arguments.batch
+    return sizes
+
+
+def measure(case, arguments):
+    """Times a case in all its processes; returns a dict of results and errors."""
+    sizes = sizes_of(case, arguments)
+    result = {"sizes": sizes, "ways": {}, "errors": {}, "compile_seconds": {}}
+    if case != "generate":
+        result["flops"] = training_flops(case, sizes)
+    workers = [Worker("ours", backend, case, arguments) for backend in arguments.backends]
+    if not arguments.no_peers:
+        workers += [Worker("peer", peer, case, arguments) for peer in PEERS[case]]
+    try:
+        for worker in workers:
+            worker.prepare(arguments.patience, result)
+        times = {}
+        for _ in range(arguments.repeat):
+            for worker in workers:
+                for way in worker.ready:
+                    found = worker.time(way, arguments.seconds, result)
+                    times.setdefault(f"{worker.label}{way}", []).extend(found)
+    finally:
+        for worker in workers:
+            worker.stop()
+    result["ways"] = {name: summary(found) for name, found in times.items() if found}
+    return result
+
+
+def summary(times):
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return {"seconds": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "blocks": len(times)}
+
+
+def report(case, result, rate):
+    """Prints a line for each way of a case, those of this library with their ratios to each peer."""
+    ways = result["ways"]
+    for name, way in ways.items():
+        low, high = (1000 * x for x in way["quartiles"])
+        line = f"{case:12}{name:38}{1000 * way['seconds']:10.3f} ms ({low:.3f} to {high:.3f})"
+        if case == "generate":
+            batch = int(name.split(" batch ")[1])
+            way["tokens_per_second"] = batch * result["sizes"]["tokens"] / way["seconds"]
+            line += f" {way['tokens_per_second']:11.0f} tokens/s"
+        elif case == "matmul" or rate:
+            way["flops_per_second"] = result["flops"] / way["seconds"]
+            line += f" {way['flops_per_second'] / 1e12:8.1f} TFLOP/s"
+            if rate and case != "matmul":
+                way["share_of_matrix_rate"] = way["flops_per_second"] / rate
+                line += f", {100 * way['share_of_matrix_rate']:.1f}% of the matrix rate"
+        if name.startswith("ours") and case != "matmul":
+            batch = name[name.index(" batch ") :] if " batch " in name else ""
+            peers = {peer: x["seconds"] for peer, x in ways.items() if peer.startswith("peer") and peer.endswith(batch)}
+            way["ratios"] = {peer: seconds / way["seconds"] for peer, seconds in peers.items()}
+            line += "".join(f", {ratio:.2f} x {peer}" for peer, ratio in way["ratios"].items())
+        print(line, flush=True)
+    for name, error in result["errors"].items():
+        print(f"{case:12}{name:38} FAILED: {error}", flush=True)
+    if result["compile_seconds"]:
+        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["compile_seconds"].items())
+        print(f"{case:12}prepared: {parts}", flush=True)
+
+
+class Worker:
+    """A process that builds one side of a case and times it when told to."""
+
+    def __init__(self, kind, name, case, arguments):
+        self.label, self.ready = f"{kind} {name}", []
+        command = [sys.executable, __file__, f"--{kind}", name, "--cases", case]
+        command += ["--small"] * arguments.small + ["--packed"] * arguments.packed
+        command += ["--batch", str(arguments.batch)] if arguments.batch else []
+        environment = {
+            **os.environ,
+            "KERAS_BACKEND": name.split("-")[0] if kind == "ours" else "torch",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        )
+        self.started, self.log, self.messages = time.perf_counter(), [], queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                self.messages.put(json.loads(line.removeprefix(MARK)))
+            else:
+                self.log = [*self.log[-20:], line.rstrip()]
+        self.messages.put({"end": True})
+
+    def _next(self, seconds):
+        try:
+            return self.messages.get(timeout=max(0.1, seconds))
+        except queue.Empty:
+            self.process.kill()
+            return {"end": True, "late": True}
+
+    def prepare(self, patience, result):
+        """Waits until all ways have been run once."""
+        while True:
+            message = self._next(self.started + patience - time.perf_counter())
+            if "end" in message:
+                late = f"not ready after {patience:g} seconds; the end of its log: " if message.get("late") else ""
+                result["errors"][self.label] = late + " | ".join(self.log[-6:])
+                self.ready = []
+                return
+            if "prepared" in message:
+                return
+            name = f"{self.label}{message['way']}"
+            if "error" in message:
+                result["errors"][name] = message["error"]
+            else:
+                self.ready.append(message["way"])
+                result["compile_seconds"][name] = message["seconds"]
+
+    def time(self, way, seconds, result):
+        """Seconds for each unit, in blocks."""
+        self.process.stdin.write(json.dumps({"way": way, "seconds": seconds}) + "\n")
+        self.process.stdin.flush()
+        message = self._next(60 + 10 * seconds)
+        if "times" in message:
+            return message["times"]
+        last = "no answer in time" if message.get("late") else "ended: " + " | ".join(self.log[-6:])
+        result["errors"][f"{self.label}{way}"] = message.get("error", last)
+        self.ready = [other for other in self.ready if other != way] if "error" in message else []
+        return []
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def work(arguments):
+    """What a worker process does: builds, runs each way once, then times what its standard input asks for."""
+
+    def say(**message):
+        print(f"\n{MARK}{json.dumps(message)}", flush=True)
+
+    (case,) = arguments.cases
+    sizes = {**sizes_of(case, arguments), "packed": arguments.packed}
+    started = time.perf_counter()
+    try:
+        if arguments.peer:
+            import gpu_peers as side
+        else:
+            import gpu_ours as side
+        ways = side.WAYS[case](sizes, arguments.peer or arguments.ours)
+    except Exception as error:
+        say(way="", error=described(error))
+        ways = {}
+    for name, way in ways.items():
+        try:
+            way()
+            say(way=name, seconds=time.perf_counter() - started)
+        except Exception as error:
+            say(way=name, error=described(error))
+    say(prepared=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            way, times = ways[order["way"]], []
+            way()
+            end = time.perf_counter() + order["seconds"]
+            while time.perf_counter() < end or len(times) < 3:
+                times.append(way())
+            say(times=times)
+        except Exception as error:
+            say(error=described(error))
+
+
+def described(error):
+    text = f"{type(error).__name__}: {error}"
+    if any(sign in text for sign in ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemory")):
+        return f"skipped: this size does not fit the memory ({text[:120]})"
+    traceback.print_exc()
+    return text[:600]
+
+
+if __name__ == "__main__":
+    main()
