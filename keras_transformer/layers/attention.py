@@ -78,7 +78,7 @@ class Attention(keras.layers.Layer):
     def _normalized(self, name, x, norm):
         return x if norm is None else scopes.record(self, f"normalized_{name}", norm(x), x)
 
-    def attend(self, query, key, value, mask, bias, training):
+    def attend(self, query, key, value, mask, bias, training, causal=False, padding=None):
         """Attention of projected heads, the heads joined and projected: `[B, T, dim]`."""
         recording = scopes.recording()
         attended = dot_product_attention(
@@ -91,6 +91,8 @@ class Attention(keras.layers.Layer):
             dropout=self.weights_dropout if training and self.dropout else None,
             softmax=None if self.softmax is None else self.softmax.to_weights,
             record=None if recording is None else functools.partial(scopes.record, self),
+            causal=causal,
+            padding=padding,
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
         return scopes.record(self, "output", self.output_projection(joined), joined)
@@ -250,11 +252,18 @@ class MultiHeadSelfAttention(Attention):
             if bias is not attention_bias:
                 scopes.record(self, "bias", bias, key, *([] if attention_bias is None else [attention_bias]))
             attention_bias = bias
+        if self._only_positions_hide(scope, prefix_mask):  # Kernels know causality and padding without a mask.
+            return self.attend(query, key, value, attention_mask, attention_bias, training, self.causal, mask)
         prefix = None
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
         allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
         return self.attend(query, key, value, combine(attention_mask, allowed), attention_bias, training)
+
+    def _only_positions_hide(self, scope, prefix_mask):
+        """Whether nothing but causality, padding and an explicit mask hides keys, and no mask is to be recorded."""
+        plain = scope is None and self.sliding_window is None and prefix_mask is None
+        return plain and scopes.recording() is None
 
     def _rotated(self, name, x, positions, total):
         rotated = self.position.rotate(x, positions, total)
@@ -367,6 +376,9 @@ class CrossAttention(Attention):
         scope = scopes.decoding()
         kept = source() if scope is None else scope.once(scope.call_name(self), source)
         mask = kept.get("context_mask")
+        if scopes.recording() is None:
+            key, value = kept["context_key"], kept["context_value"]
+            return self.attend(query, key, value, attention_mask, attention_bias, training, padding=mask)
         mask = combine(attention_mask, None if mask is None else ops.expand_dims(mask, 1))  # [B, 1, S]
         return self.attend(query, kept["context_key"], kept["context_value"], mask, attention_bias, training)
 

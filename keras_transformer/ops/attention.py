@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+from keras_transformer.ops.flash import flash_attention, prefers_products
+from keras_transformer.ops.masks import make_attention_mask
+
 KERNELS = ("auto", "plain", "fused")
 
 
@@ -18,6 +21,8 @@ def dot_product_attention(
     kernel="auto",
     return_weights=False,
     record=None,
+    causal=False,
+    padding=None,
 ):
     """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
 
@@ -41,6 +46,9 @@ def dot_product_attention(
         record: function `(name, tensor, *sources)` to call with each intermediate of the plain kernel, or None: `mask`,
             `bias`, `scores`, `scaled_scores`, `biased_scores`, `masked_scores` (where the softmax is the default one),
             `weights` and `attended`.
+        causal: boolean. Whether query t attends to keys 0 to t alone. A mask could say so as well, but a kernel that is
+            told computes nothing for what is hidden.
+        padding: boolean tensor of shape `[B, S]`, True for real keys, or None. A mask could say this as well.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
@@ -75,20 +83,41 @@ def dot_product_attention(
         )
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if padding is not None:
+        padding = ops.convert_to_tensor(padding, dtype="bool")
     if mask is not None:
         mask = ops.convert_to_tensor(mask, dtype="bool")
         mask = ops.expand_dims(mask, 0) if len(mask.shape) == 2 else mask
         mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask  # [B|1, H|1, T|1, S]
-    if not needs_weights and (kernel == "fused" or (kernel == "auto" and _fused_is_faster())):
+    fused = kernel == "fused" or (
+        kernel == "auto" and not needs_weights and _fused_is_faster() and not prefers_products(query)
+    )
+    if fused and mask is None and bias is None:
+
+        def otherwise(query, key, value, padding):
+            return _masked(query, key, value, _told(None, query, key, causal, padding), None, scale)[0]
+
+        output = flash_attention(query, key, value, causal, padding, scale, otherwise)
+        if output is not None:
+            return output
+    mask = _told(mask, query, key, causal, padding)
+    if fused:
         return _fused(query, key, value, mask, bias, scale)
-    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax or masked_softmax)
-    if mask is not None:  # The softmax of a row without any key is uniform: it shall be 0.
-        attends = ops.any(mask, axis=-1, keepdims=True)
-        output = ops.where(attends, output, ops.zeros_like(output))
-        weights = ops.where(attends, weights, ops.zeros_like(weights)) if return_weights or record else None
+    wants_weights = return_weights or record is not None
+    output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax or masked_softmax, wants_weights)
     if record is not None:
         _record(record, query, key, value, mask, bias, scale, softmax, weights, output)
     return (output, weights) if return_weights else output
+
+
+def _told(mask, query, key, causal, padding):
+    """The mask and what causality and padding say, as one: `[B|1, H|1, T|1, S]`, or None."""
+    if not causal and padding is None:
+        return mask
+    positions = [ops.arange(ops.shape(x)[2], dtype="int32") for x in (query, key)] if causal else (None, None)
+    told = make_attention_mask(*positions, causal, padding=padding)
+    told = ops.expand_dims(ops.expand_dims(told, 0) if len(told.shape) == 2 else told, 1)
+    return told if mask is None else ops.logical_and(mask, told)
 
 
 def masked_softmax(scores, mask):
@@ -100,6 +129,16 @@ def masked_softmax(scores, mask):
 def hide_masked(scores, mask):
     """Scores of float32 at least, so low where `mask` is False that a softmax gives them exactly 0."""
     return scores if mask is None else ops.where(mask, scores, ops.cast(-1e30, scores.dtype))
+
+
+def _masked(query, key, value, mask, bias, scale, dropout=None, softmax=masked_softmax, wants_weights=False):
+    """The plain kernel, with 0 for what attends to no key, whose softmax is uniform; weights where they are wanted."""
+    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax)
+    if mask is not None:
+        attends = ops.any(mask, axis=-1, keepdims=True)
+        output = ops.where(attends, output, ops.zeros_like(output))
+        weights = ops.where(attends, weights, ops.zeros_like(weights)) if wants_weights else None
+    return output, weights
 
 
 def _plain(query, key, value, mask, bias, scale, dropout, softmax):

@@ -1,0 +1,106 @@
+"""Attention that never holds the scores, by the kernels that JAX and torch have for it: what depends on them is here.
+
+These kernels know causality and the lengths of sequences by themselves. A mask as a tensor takes them off their way, or
+has them compute a gradient for it, so none is made here: not for the scores that causality hides, and not for padding.
+"""
+
+import keras
+from keras import ops
+
+JAX_KERNEL = "cudnn"
+
+
+def flash_attention(query, key, value, causal, padding, scale, otherwise):
+    """Computes attention under causality and padding alone, or returns None where there is no kernel for it.
+
+    Args:
+        query: float tensor of shape `[B, H, T, D]`.
+        key: float tensor of shape `[B, K, S, D]`.
+        value: float tensor of shape `[B, K, S, E]`.
+        causal: boolean. Whether query t sees keys 0 to t alone.
+        padding: boolean tensor of shape `[B, S]`, True for real keys, or None.
+        scale: float. Factor of the scores.
+        otherwise: function `(query, key, value, padding)` that gives the same for any padding, at any price.
+
+    Returns:
+        Tensor of shape `[B, H, T, E]`, or None.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_transformer.ops.flash import flash_attention
+    >>> x = keras.ops.ones((1, 2, 3, 4))
+    >>> result = flash_attention(x, x, x, True, None, 0.5, None)
+    >>> result is None or tuple(result.shape)  # doctest: +SKIP
+    (1, 2, 3, 4)
+    """
+    backend = keras.backend.backend()
+    if backend == "jax" and _jax_kernel_takes(query, key, value):
+        return _jax_attention(query, key, value, causal, padding, scale, otherwise)
+    if backend == "torch" and _torch_kernel_takes(query, padding):
+        import torch
+
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    return None
+
+
+def prefers_products(query):
+    """Whether plain products are the faster way for a single query: JAX on a GPU, whose kernel wants caches re-laid."""
+    return query.shape[2] == 1 and _on_jax_gpu()
+
+
+def _on_jax_gpu():
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "gpu"
+
+
+def _jax_kernel_takes(query, key, value):
+    """What cuDNN's kernel asks for on every card that has it."""
+    half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
+    same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
+    return _on_jax_gpu() and half and same and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+
+
+def _jax_attention(query, key, value, causal, padding, scale, otherwise):
+    import jax
+
+    def attend(query, key, value, lengths):
+        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+        output = jax.nn.dot_product_attention(
+            query, key, value, scale=scale, is_causal=causal, key_value_seq_lengths=lengths, implementation=JAX_KERNEL
+        )
+        return ops.transpose(output, (0, 2, 1, 3))
+
+    if padding is None:
+        return attend(query, key, value, None)
+    # The kernel knows how many keys of a row are real, not which: padding at the end. The rest is seldom, and must not
+    # keep anything for the gradient, for which there would have to be room whether it is taken or not.
+    padding = ops.broadcast_to(padding, (query.shape[0], key.shape[2]))
+    lengths = ops.sum(ops.cast(padding, "int32"), axis=-1)  # [B]
+    at_the_end = ops.all(padding == (ops.arange(padding.shape[1]) < lengths[:, None]))
+
+    def with_lengths(query, key, value, padding):
+        output = attend(query, key, value, ops.maximum(lengths, 1))
+        return ops.where(lengths[:, None, None, None] > 0, output, ops.zeros_like(output))
+
+    return jax.lax.cond(at_the_end, with_lengths, jax.checkpoint(otherwise), query, key, value, padding)
+
+
+def _torch_kernel_takes(query, padding):
+    import torch
+
+    if query.is_meta or (query.device.type == "cpu" and query.dtype == torch.float16):
+        return False
+    if padding is None:
+        return True
+    if padding.is_meta or torch.compiler.is_compiling():
+        return False
+    # Asking waits for the device: once a mask, not once a layer.
+    if not hasattr(padding, "_all_are_real"):
+        padding._all_are_real = bool(padding.all())
+    return padding._all_are_real
