@@ -111,6 +111,8 @@ def _smoothed_cross_entropy(labels, logits, smoothing):
     """Cross-entropy of `logits` [B, T, V] with smoothed `labels` [B, T]: [B, T]."""
     if keras.backend.backend() == "tensorflow":
         return _fused_smoothed_cross_entropy(labels, logits, smoothing)
+    if keras.backend.backend() == "jax":
+        return _recomputed_smoothed_cross_entropy(labels, logits, smoothing)
     label_logits = ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1), axis=-1)
     values = ops.logsumexp(logits, axis=-1) - (1.0 - smoothing) * label_logits
     return values - smoothing * ops.mean(logits, axis=-1) if smoothing else values
@@ -141,6 +143,32 @@ def _fused_smoothed_cross_entropy(labels, logits, smoothing):
         return values, gradient
 
     return tf.reshape(values_of(tf.reshape(logits, [-1, size])), shape)
+
+
+def _recomputed_smoothed_cross_entropy(labels, logits, smoothing):
+    """The same on JAX, with a gradient that is one pass over the logits.
+
+    JAX's own keeps the exponentials of all logits, and makes an array of zeros of their size for the lookup's.
+    """
+    import jax
+
+    def forward(labels, logits):
+        label_logits = ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1), axis=-1)
+        log_sum = ops.logsumexp(logits, axis=-1)
+        values = log_sum - (1.0 - smoothing) * label_logits
+        values = values - smoothing * ops.mean(logits, axis=-1) if smoothing else values
+        return values, (labels, logits, log_sum)
+
+    def backward(kept, upstream):
+        labels, logits, log_sum = kept
+        is_label = ops.arange(logits.shape[-1], dtype="int32") == ops.expand_dims(labels, -1)
+        target = ops.where(is_label, 1.0 - smoothing, 0.0) + smoothing / logits.shape[-1]
+        slopes = ops.exp(logits - ops.expand_dims(log_sum, -1)) - target
+        return None, slopes * ops.expand_dims(upstream, -1)
+
+    values_of = jax.custom_vjp(lambda labels, logits: forward(labels, logits)[0])
+    values_of.defvjp(forward, backward)
+    return values_of(labels, logits)
 
 
 def _is_prefix(shape, whole):
