@@ -17,7 +17,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -172,6 +171,8 @@ def main():
     model.save(output / "model.keras")
     classifier.save(output / "classifier")
     if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
         classifier.export(output / "saved_model")
         classify = tf.saved_model.load(output / "saved_model").signatures["serving_default"]
         served = classify(images=tf.constant(np.stack([images[i] for i in chosen[:8]])))["label"].numpy()

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 import keras_transformer as kt
-from keras_transformer.pipelines.language_data import MIDDLE, PREFIX, SUFFIX
 
 Recipe = namedtuple("Recipe", "dim depth num_heads length batch steps dropout peak lowest warmup vocabulary position")
 RECIPES = {
@@ -169,8 +167,12 @@ def main():
     pipeline = kt.pipelines.PretrainedPipeline(kt.pipelines.TextReader(tokenizer, "token_ids"), answer)
     prompts = arguments.prompt or BEGINNINGS.get(arguments.recipe, ["ROMEO:\n", "What is "])
     if arguments.fill_in_the_middle:
-        prompts = [*prompts, *(f"{PREFIX}{before}{SUFFIX}{behind}{MIDDLE}" for before, behind in HOLES)]
+        words = kt.pipelines.language_data
+        holes = (f"{words.PREFIX}{before}{words.SUFFIX}{behind}{words.MIDDLE}" for before, behind in HOLES)
+        prompts = [*prompts, *holes]
     if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
         pipeline.export(output / "saved_model")
         complete = tf.saved_model.load(output / "saved_model").signatures["serving_default"]
         answers = [text.decode(errors="replace") for text in complete(text=tf.constant(prompts))["text"].numpy()]
