@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -131,32 +132,39 @@ def images(arguments):
     return model, draw, seeds, validation, arguments.part or steps, recipe.epochs * steps, recipe
 
 
-def compiled_part(model, draw, size):
-    """`size` steps of training as one program: state, seeds of the layers, key and number to the first two and logs."""
-
-    def part(state, seeds, key, begin):
-        def step(carry, number):
-            state, seeds = carry
-            batch, seeds = draw(jax.random.fold_in(key, number), number, seeds)
-            logs, state = model.train_step(state, batch)
-            return (state, seeds), logs["loss"]
-
-        (state, seeds), losses = jax.lax.scan(step, (state, seeds), begin + jax.numpy.arange(size))
-        return state, seeds, losses[-1]
-
-    return jax.jit(part, donate_argnums=0)
-
-
 def train(model, draw, seeds, validation, size, steps, write):
+    """Trains in parts of `size` steps: one program draws their batches, another learns from them, a third validates."""
+
+    def draw_part(seeds, key, begin):
+        def one(seeds, number):
+            batch, seeds = draw(jax.random.fold_in(key, number), number, seeds)
+            return seeds, batch
+
+        return jax.lax.scan(one, seeds, begin + jax.numpy.arange(size))
+
+    def train_part(state, batches):
+        def one(state, batch):
+            logs, state = model.train_step(state, batch)
+            return state, logs["loss"]
+
+        state, losses = jax.lax.scan(one, state, batches)
+        return state, losses[-1]
+
     model._symbolic_build(data_batch=validation[0])
     kinds = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
     state = model._get_jax_state(**dict.fromkeys(kinds, True))
-    part, test = compiled_part(model, draw, size), jax.jit(model.test_step)
     empty = [np.zeros(variable.shape, variable.dtype) for variable in model.metrics_variables]
-    key, began, curve = jax.random.key(0), time.time(), []
+    key, test = jax.random.key(0), jax.jit(model.test_step)
+    batches = jax.eval_shape(draw_part, seeds, key, 0)[1]
+    lowered = jax.jit(draw_part).lower(seeds, key, 0), jax.jit(train_part, donate_argnums=0).lower(state, batches)
+    with ThreadPoolExecutor() as pool:  # Each compiles for a minute.
+        draw_part, train_part = pool.map(lambda program: program.compile(), lowered)
+    print("compiled", flush=True)
+    began, curve = time.time(), []
     for begin in range(0, steps, size):
         state = (*state[:3], [jax.numpy.array(x) for x in empty])  # Metrics begin anew.
-        state, seeds, loss = part(state, seeds, key, begin)
+        seeds, batches = draw_part(seeds, key, begin)
+        state, loss = train_part(state, batches)
         measured = (state[0], state[1], [jax.numpy.array(x) for x in empty])
         for batch in validation:
             logs, measured = test(measured, batch)
