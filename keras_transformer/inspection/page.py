@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from keras_transformer import layers
-from keras_transformer.inspection.formulas import formula, score_scale
+from keras_transformer.inspection.attention_formulas import score_scale
+from keras_transformer.inspection.formulas import formula
 from keras_transformer.inspection.text import OF_HEADS, answer_shares
 
 TABS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross-attention"}
@@ -128,7 +129,7 @@ def _steps(trace, row, wide, weights, budget):
     steps = []
     for step in trace.steps:
         array, axis = _row_of_step(step, row)
-        known = formula(step.layer, step.name) if step.sources else None
+        known = formula(step.layer, step.name, step.sources)
         steps.append(
             {
                 "path": step.path,

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from keras_transformer.inspection.formulas import formula, softmax
+from keras_transformer.inspection.arithmetic import softmax
+from keras_transformer.inspection.formulas import formula
 
 WIDTH = 100
 NUMBERS = 9  # in a line
@@ -57,7 +58,7 @@ def walk(trace, position=None, row=0, of=None):
         if step.path.rsplit("/", 1)[0] != place:
             place = step.path.rsplit("/", 1)[0]
             lines += ["", _cut(place)]
-        known = formula(step.layer, step.name) if step.sources else None
+        known = formula(step.layer, step.name, step.sources)
         shape = "[" + ", ".join(map(str, step.array.shape)) + "]"
         lines.append(_cut(f"  {step.name:<24} {shape:<18} {known.text if known else ''}".rstrip()))
         lines += _numbers(step, trace, position, row, length) if belongs[step.path] else []
