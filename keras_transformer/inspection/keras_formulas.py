@@ -137,7 +137,7 @@ def operation_formula(operation, sources):
     """The `Formula` of an operation without weights that was called with `sources`, or None where there is none."""
     kind = type(operation).__name__
     if kind == "GetItem":
-        return _item(*sources[1:])
+        return _item(sources[1])
     if kind not in OPERATIONS or getattr(operation, "mode", "constant") != "constant":
         return None
     text, compute = OPERATIONS[kind]
@@ -148,10 +148,8 @@ def operation_formula(operation, sources):
     return Formula(text.format(*names, axis=axis), compute)
 
 
-def _item(key, *others):
-    """That of `x[key]`, or None where tensors are part of the key."""
-    if others or isinstance(key, str | np.ndarray):
-        return None
+def _item(key):
+    """That of `x[key]`, whose key is made of numbers and slices of numbers: Keras takes no other."""
     parts = tuple(key) if isinstance(key, tuple | list) else (key,)
     return Formula(f"x[{', '.join(map(_part, parts))}]", lambda _, x, __: x[parts])
 
