@@ -136,6 +136,14 @@ def _encoded(layer):
     )
 
 
+def _filled(layer, x, token_ids, vectors):
+    result = np.array(x)
+    for row, ids in enumerate(token_ids):
+        places = np.flatnonzero(ids == layer.token_id)[: vectors.shape[1]]
+        result[row, places] = vectors[row, : len(places)]
+    return result
+
+
 FORMULAS = {
     layers.MultiHeadSelfAttention: ATTENTION,
     layers.CrossAttention: ATTENTION,
@@ -160,5 +168,8 @@ FORMULAS = {
     layers.PatchEmbedding: output("patches · W + b", _patches),
     layers.FrameSubsampling: {"output": subsampling_formula},
     layers.PrefixTokens: output("learned tokens in front of x", _with_prefix),
+    layers.Placeholders: output("the vectors where the text holds a place for them", _filled),
+    layers.Bias: output("x + b", lambda layer, x: x + array(layer.bias)),
+    layers.LogitScale: output("x · e^scale", lambda layer, x: x * np.exp(array(layer.logit_scale))),
     **KERAS_LAYERS,
 }

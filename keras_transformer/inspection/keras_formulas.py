@@ -10,7 +10,6 @@ from keras_transformer.inspection.arithmetic import (
     array,
     norm_formula,
     output,
-    softmax,
 )
 from keras_transformer.inspection.convolution_formulas import convolution_formula, pooling_formula
 
@@ -24,6 +23,11 @@ def _dense(layer):
         return affine_formula("", lambda dense: dense)(layer)
     inner = affine_formula("", lambda dense: dense, wrap=name + "({})")(layer)
     return Formula(inner.text, lambda dense, x: function(inner.compute(dense, x)))
+
+
+def _activated(layer):
+    function = activation(layer.activation)
+    return None if function is None else Formula(f"{layer.activation.__name__}(x)", lambda _, x: function(x))
 
 
 def _reversible(layer):
@@ -64,6 +68,7 @@ KERAS_LAYERS = {
     },
     keras.layers.Embedding: output("row of the table", lambda layer, ids: array(layer.embeddings)[ids]),
     keras.layers.Dense: {"output": _dense},
+    keras.layers.Activation: {"output": _activated},
     keras.layers.Conv1D: {"output": convolution_formula},
     keras.layers.Conv2D: {"output": convolution_formula},
     keras.layers.MaxPooling1D: {"output": pooling_formula},
@@ -95,9 +100,13 @@ def _along(function):
 
 
 def _softmax(operation, x):
-    if operation.axis is None:
-        return softmax(x.reshape(-1)).reshape(x.shape)
-    return np.moveaxis(softmax(np.moveaxis(x, operation.axis, -1)), -1, operation.axis)
+    exponentials = np.exp(x - x.max(axis=operation.axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=operation.axis, keepdims=True)
+
+
+def _cast(operation, x):
+    """Rounding to another dtype of floats is left out: it is what the tolerance is for."""
+    return x if "float" in operation.dtype else x.astype(operation.dtype)
 
 
 def _padded(operation, x, value=None):
@@ -118,6 +127,7 @@ OPERATIONS = {
     "LogicalOr": ("{} or {}", lambda _, x, y: (x != 0) | (y != 0)),
     "LogicalNot": ("not {}", lambda _, x: x == 0),
     "Where": ("{1} where {0} is true, else {2}", lambda _, x, y, z: np.where(x, y, z)),
+    "Cast": ("{} as {dtype}", _cast),
     "OnesLike": ("1 for each of {}", lambda _, x: np.ones_like(x)),
     "Cumsum": ("sums of {} up to each, along axis {axis}", _along(np.cumsum)),
     "Softmax": ("softmax({}) along axis {axis}", _softmax),
@@ -136,16 +146,25 @@ OPERATIONS = {
 def operation_formula(operation, sources):
     """The `Formula` of an operation without weights that was called with `sources`, or None where there is none."""
     kind = type(operation).__name__
+    if not type(operation).__module__.startswith("keras.") or not _plain(operation, kind):
+        return None
     if kind == "GetItem":
         return _item(sources[1])
-    if kind not in OPERATIONS or getattr(operation, "mode", "constant") != "constant":
+    if kind not in OPERATIONS:
         return None
     text, compute = OPERATIONS[kind]
     names = [f"{x}" if isinstance(x, bool | int | float) else "xyz"[min(i, 2)] for i, x in enumerate(sources)]
     axis = _axis(operation) if hasattr(operation, "axis") else None
     if isinstance(axis, tuple) and len(axis) == 1:
         (axis,) = axis
-    return Formula(text.format(*names, axis=axis), compute)
+    return Formula(text.format(*names, axis=axis, dtype=getattr(operation, "dtype", None)), compute)
+
+
+def _plain(operation, kind):
+    """Whether an operation has none of the rarer options, which the formulas know nothing of."""
+    if kind == "Cumsum" and operation.dtype is not None:
+        return False
+    return getattr(operation, "mode", "constant") == "constant" and getattr(operation, "initial", None) is None
 
 
 def _item(key):

@@ -229,6 +229,8 @@ STEPS = {
     "ones": (lambda x: ops.ones_like(x), "1 for each of x"),
     "sums": (lambda x: ops.cumsum(x, axis=1), "sums of x up to each, along axis 1"),
     "softmax": (lambda x: ops.softmax(x, axis=1), "softmax(x) along axis 1"),
+    "rounded": (lambda x: ops.cast(9 * x, "int32"), "x as int32"),
+    "other precision": (lambda x: ops.cast(x, "float16"), "x as float16"),
     "softmax of all": (lambda x: ops.softmax(x, axis=None), "softmax(x) along axis None"),
     "places": (
         lambda x: ops.take_along_axis(x, ops.cast(ops.ones_like(x[:, :2]), "int32"), axis=1),
@@ -244,6 +246,13 @@ STEPS = {
     "shape": (lambda x: ops.reshape(x, (-1, 2, 12)), "x in another shape"),
     "zeros beside": (lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0))), "x with more at the sides"),
     "sevens beside": (lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0)), constant_values=7.0), "x with more at the sides"),
+    "placeholders": (
+        lambda x: kt.layers.Placeholders(1)(x, ops.cast(x[:, :, 0] > 0, "int32"), x[:, ::2]),
+        "the vectors where the text holds a place for them",
+    ),
+    "bias": (kt.layers.Bias("ones"), "x + b"),
+    "temperature": (kt.layers.LogitScale(), "x · e^scale"),
+    "activation": (keras.layers.Activation("tanh"), "tanh(x)"),
     "reshaping layer": (keras.layers.Reshape((-1, 3)), "x in another shape"),
     "pooling": (keras.layers.GlobalAveragePooling1D(keepdims=True), "mean of the real positions"),
     "windows": (keras.layers.MaxPooling1D(3, 2, "same"), "the largest of each window"),
@@ -268,12 +277,25 @@ def test_what_stands_between_layers_is_recomputed(name):
     assert formula(last.layer, last.name, last.sources).text == written
 
 
+class Add(keras.Operation):
+    """Not the one of Keras, whose name it has."""
+
+    def call(self, x):
+        return x * 2
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+
 # Steps that there is no formula for, none of which may be taken for another.
 @pytest.mark.parametrize(
     "step",
     [
         lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0)), mode="reflect"),
         lambda x: ops.sort(x),
+        lambda x: ops.max(x, axis=1, initial=9.0),
+        lambda x: ops.cumsum(x, axis=1, dtype="float16"),
+        Add(),
         keras.layers.Conv1D(6, 2, groups=2),
         keras.layers.Conv1D(6, 2, dilation_rate=2),
         keras.layers.Conv1D(6, 2, padding="causal"),
