@@ -72,7 +72,7 @@ def _run(graph, inputs, scope, prefix):
                 for i, result in enumerate(flat):
                     scope.record(operation, "output" if len(flat) == 1 else f"output_{i}", result, sources)
                 if isinstance(operation, keras.layers.ReversibleEmbedding) and get_mask(results) is not None:
-                    # Others tell of their mask beforehand, so that the graph has an operation that makes it.
+                    # It makes its mask inside its call; of other layers the graph has the operation that does.
                     scope.record(operation, "padding_mask", get_mask(results), sources)
             return results
 
