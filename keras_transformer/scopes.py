@@ -173,8 +173,8 @@ class RecordingScope(Scope):
 
     Attributes:
         records: dict from `<layer path>/<name>` to tensor, in the order of computation.
-        origins: dict from path to `(layer, name, sources)`: who made it, under which name, from which tensors. A source
-            is the path of an earlier record, or a tensor that has none.
+        origins: dict from path to `(layer, name, sources)`: who made it, under which name, and from what. A source is
+            the path of an earlier record, or what has none: a tensor, a number, or None for what had no part in it.
 
     Example:
 
@@ -248,8 +248,8 @@ def recording():
 
 
 def record(layer, name, value, *sources):
-    """Names what `layer` has made from `sources`, if a `RecordingScope` is open; returns it either way."""
+    """Names what `layer` has made from `sources`, if a `RecordingScope` is open; returns it, which may be None."""
     scope = _recording.get()
-    if scope is not None:
+    if scope is not None and value is not None:
         scope.record(layer, name, value, sources)
     return value

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from keras_transformer import layers
-from keras_transformer.inspection.formulas import formula, score_scale
+from keras_transformer.inspection.attention_formulas import score_scale
+from keras_transformer.inspection.formulas import formula
 from keras_transformer.inspection.text import OF_HEADS, answer_shares
 
 TABS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross-attention"}
@@ -26,9 +27,9 @@ class Budget:
     def add(self, name, array):
         """Number of the array, or None if it was left out."""
         array = np.ascontiguousarray(array)
-        if array.dtype == np.uint8:
-            kind = "u1"
-        elif array.dtype.kind in "bi":
+        if array.dtype in (np.uint8, np.bool_):
+            array, kind = array.astype("u1"), "u1"
+        elif array.dtype.kind == "i":
             array, kind = array.astype("<i4"), "i4"
         else:
             array, kind = array.astype("<f4"), "f4"
@@ -128,7 +129,7 @@ def _steps(trace, row, wide, weights, budget):
     steps = []
     for step in trace.steps:
         array, axis = _row_of_step(step, row)
-        known = formula(step.layer, step.name) if step.sources else None
+        known = formula(step.layer, step.name, step.sources)
         steps.append(
             {
                 "path": step.path,
@@ -161,10 +162,12 @@ def _steps(trace, row, wide, weights, budget):
 def _row_of_step(step, row):
     """What a step has for one row of the batch, and the axis of positions in it, or None."""
     array = step.array
-    if step.name in OF_HEADS:
+    if step.name in OF_HEADS or step.name == "mask":
         return _of_row(array, row), 1
-    if step.name in ("router_scores", "chosen_experts", "expert_weights", "positions") and array.ndim < 3:
+    if step.name in ("router_scores", "chosen_experts", "expert_weights") and array.ndim < 3:
         return array, None
+    if step.name == "positions":
+        return (array if array.ndim == 1 else _of_row(array, row)), 0
     if step.name == "encoded" and array.ndim == 2:
         return array, 0
     if array.ndim == 3 or (array.ndim == 2 and step.name == "input"):

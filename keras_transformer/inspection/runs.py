@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_transformer import layers, scopes
 from keras_transformer.models.functional import functional_graph
+from keras_transformer.ops.masks import get_mask
 
 RECORDED = (
     layers.MultiHeadSelfAttention,
@@ -66,15 +67,29 @@ def _run(graph, inputs, scope, prefix):
                 kwargs = {**kwargs, **({"training": False} if operation._call_has_training_arg else {})}
             with scope.renamed(operation, path):
                 results = operation(*args, **kwargs)
-                tensors = [x for x in keras.tree.flatten((args, kwargs)) if ops.is_tensor(x)]
+                sources = _sources(operation, args, kwargs)
                 flat = keras.tree.flatten(results)
                 for i, result in enumerate(flat):
-                    scope.record(operation, "output" if len(flat) == 1 else f"output_{i}", result, tensors)
+                    scope.record(operation, "output" if len(flat) == 1 else f"output_{i}", result, sources)
+                if isinstance(operation, keras.layers.ReversibleEmbedding) and get_mask(results) is not None:
+                    # It makes its mask inside its call; of other layers the graph has the operation that does.
+                    scope.record(operation, "padding_mask", get_mask(results), sources)
             return results
 
         return call
 
     return graph._run_through_graph(inputs, operation_fn=called)
+
+
+def _sources(operation, args, kwargs):
+    """What a result was made from: a layer's tensors; all that an operation was called with, which has no weights."""
+    if isinstance(operation, keras.layers.Layer):
+        return [x for x in keras.tree.flatten((args, kwargs)) if ops.is_tensor(x)]
+    sources = []
+    for argument in (*args, *kwargs.values()):
+        inner = [x for x in keras.tree.flatten(argument) if ops.is_tensor(x)]
+        sources += inner or ([] if isinstance(argument, str) else [argument])  # A string would be a path.
+    return sources
 
 
 def inputs_by_name(graph, inputs):

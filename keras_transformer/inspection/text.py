@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from keras_transformer.inspection.formulas import formula, softmax
+from keras_transformer.inspection.arithmetic import softmax
+from keras_transformer.inspection.formulas import formula
 
 WIDTH = 100
 NUMBERS = 9  # in a line
@@ -57,7 +58,7 @@ def walk(trace, position=None, row=0, of=None):
         if step.path.rsplit("/", 1)[0] != place:
             place = step.path.rsplit("/", 1)[0]
             lines += ["", _cut(place)]
-        known = formula(step.layer, step.name) if step.sources else None
+        known = formula(step.layer, step.name, step.sources)
         shape = "[" + ", ".join(map(str, step.array.shape)) + "]"
         lines.append(_cut(f"  {step.name:<24} {shape:<18} {known.text if known else ''}".rstrip()))
         lines += _numbers(step, trace, position, row, length) if belongs[step.path] else []
@@ -82,12 +83,16 @@ def _numbers(step, trace, position, row, length):
             return [_line(f"head {i}", values) for i, values in enumerate(heads)]
         place = step.path.rsplit("/", 1)[0] + "/key"
         return _pairs(step, heads, trace.names(trace.belongs.get(place), heads.shape[-1]))
+    if step.name == "mask":
+        return [_line("", array[min(row, len(array) - 1), 0, min(position, array.shape[2] - 1)])]
     if array.ndim == 3:
         return [_line("", array[min(row, len(array) - 1), position])]
     if array.ndim == 2 and step.name == "input":
         return [_line("", array[row, position : position + 1])]
-    if array.ndim == 2 and step.name == "encoded":
-        return [_line("", array[position])]
+    if step.name == "positions" and array.ndim == 2:
+        array = array[min(row, len(array) - 1)]
+    if step.name == "positions" or (array.ndim == 2 and step.name == "encoded"):
+        return [_line("", array[position])] if len(array) == length else []
     if array.ndim == 2 and step.name in ("router_scores", "chosen_experts", "expert_weights"):
         rows = array.reshape(-1, *array.shape[1:])
         return [_line("", rows[row * (len(rows) // _rows(trace)) + position])]

@@ -24,9 +24,11 @@ class Step(NamedTuple):
     Attributes:
         path: str. Path of the layer, and the name of the array.
         array: array, of the shape that the layer made.
-        sources: tuple of what it was made from: paths of earlier steps, or arrays that have none.
+        sources: tuple of what it was made from: paths of earlier steps, or what has none: arrays, the numbers that an
+            operation was called with, and None for what had no part in it.
         layer: the layer or operation that made it.
         name: str. The last part of the path.
+        dtype: str. What the layer made it in, `"bfloat16"` included, which is float32 in `array`.
 
     Example:
 
@@ -42,6 +44,7 @@ class Step(NamedTuple):
     sources: tuple
     layer: object
     name: str
+    dtype: str
 
 
 class Verification(NamedTuple):
@@ -49,7 +52,7 @@ class Verification(NamedTuple):
 
     Attributes:
         recomputed: steps that numpy computed again, all equal.
-        given: inputs, masks and positions, which are not made from other steps.
+        given: inputs, which are not made from other steps.
         unknown: steps of operations that there is no formula for.
 
     Example:
@@ -57,7 +60,7 @@ class Verification(NamedTuple):
     >>> import numpy as np, keras_transformer as kt
     >>> model = kt.models.causal_lm(20, dim=8, depth=1, num_heads=2, hidden_dim=16)
     >>> kt.inspection.trace(model, np.array([[3, 1]])).verify().given
-    ['token_ids/input', 'decoder_block_0/self_attention/mask']
+    ['token_ids/input']
     """
 
     recomputed: list
@@ -102,8 +105,8 @@ def trace(model, inputs, tokens=None, generate=None, vocabulary=None):
     steps = []
     for path, value in scope.records.items():
         layer, name, sources = scope.origins[path]
-        sources = tuple(source if isinstance(source, str) else _numpy(source) for source in sources)
-        steps.append(Step(path, _numpy(value), sources, layer, name))
+        sources = tuple(_numpy(source) if keras.ops.is_tensor(source) else source for source in sources)
+        steps.append(Step(path, _numpy(value), sources, layer, name, keras.backend.standardize_dtype(value.dtype)))
     return Trace(steps, tokens, vocabulary)
 
 
@@ -311,12 +314,13 @@ class Trace(Mapping):
         }
         result = Verification([], [], [])
         for step in self.steps:
-            known = formula(step.layer, step.name)
-            if known is None or not step.sources:
+            known = formula(step.layer, step.name, step.sources)
+            if known is None:
                 (result.unknown if step.sources else result.given).append(step.path)
                 continue
             sources = [_double(arrays.get(x) if isinstance(x, str) else x) for x in step.sources]
-            allowed = tolerance or TOLERANCES.get(getattr(step.layer, "compute_dtype", None), 1e-5)
+            dtypes = (step.dtype, getattr(step.layer, "compute_dtype", None))  # An operation has none of its own.
+            allowed = tolerance or max(TOLERANCES.get(dtype, 1e-5) for dtype in dtypes)
             _check(step, known, known.compute(step.layer, *sources), arrays[step.path], allowed)
             result.recomputed.append(step.path)
         return result
@@ -341,8 +345,9 @@ def _check(step, known, expected, found, tolerance):
         )
 
 
-def _double(array):
-    return np.asarray(array, "float64") if array.dtype.kind == "f" else array
+def _double(source):
+    is_float = isinstance(source, np.ndarray) and source.dtype.kind == "f"
+    return source.astype("float64") if is_float else source
 
 
 def _numpy(tensor):

@@ -122,10 +122,18 @@ def join_heads(x):
 
 
 def combine(attention_mask, mask):
-    """An explicit mask and one made from positions and padding, each of which may be None, as one."""
+    """An explicit mask and one made from positions and padding, each of which may be None, as one for all heads.
+
+    Returns:
+        Boolean tensor of shape `[B|1, 1, T|1, S]`, or None.
+    """
     if attention_mask is None or mask is None:
-        return mask if attention_mask is None else attention_mask
-    return ops.logical_and(attention_mask, mask)
+        mask = mask if attention_mask is None else attention_mask
+    else:
+        mask = ops.logical_and(attention_mask, mask)
+    if mask is None:
+        return None
+    return ops.expand_dims(mask, (0, 1) if len(mask.shape) == 2 else 1)
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
@@ -258,7 +266,9 @@ class MultiHeadSelfAttention(Attention):
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
         allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
-        return self.attend(query, key, value, combine(attention_mask, allowed), attention_bias, training)
+        parts = (query_positions, key_positions, mask, *(prefix or (None, None)), attention_mask)
+        mask = scopes.record(self, "mask", combine(attention_mask, allowed), query, *parts)
+        return self.attend(query, key, value, mask, attention_bias, training)
 
     def _only_positions_hide(self, scope, prefix_mask):
         """Whether nothing but causality, padding and an explicit mask hides keys, and no mask is to be recorded."""
@@ -376,11 +386,12 @@ class CrossAttention(Attention):
         scope = scopes.decoding()
         kept = source() if scope is None else scope.once(scope.call_name(self), source)
         mask = kept.get("context_mask")
+        key, value = kept["context_key"], kept["context_value"]
         if scopes.recording() is None:
-            key, value = kept["context_key"], kept["context_value"]
             return self.attend(query, key, value, attention_mask, attention_bias, training, padding=mask)
-        mask = combine(attention_mask, None if mask is None else ops.expand_dims(mask, 1))  # [B, 1, S]
-        return self.attend(query, kept["context_key"], kept["context_value"], mask, attention_bias, training)
+        allowed = combine(attention_mask, None if mask is None else ops.expand_dims(mask, 1))  # [B, 1, S]
+        scopes.record(self, "mask", allowed, query, None, None, mask, None, None, attention_mask)
+        return self.attend(query, key, value, allowed, attention_bias, training)
 
     @staticmethod
     def _check(x, context, context_mask, attention_mask, attention_bias):

@@ -82,7 +82,7 @@ class PositionalEmbedding(keras.layers.Layer):
             encoded = ops.take(table, positions, axis=0)
         else:
             encoded = sinusoids(positions + self.offset, x.shape[-1], self.interleaved)
-        scopes.record(self, "positions", positions)
+        scopes.record(self, "positions", positions, x, mask)
         encoded = scopes.record(self, "encoded", ops.cast(encoded, x.dtype), positions, x)
         scaled = x if self.scale == 1.0 else x * ops.convert_to_tensor(self.scale, x.dtype)
         scopes.record(self, "scaled", scaled, x)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 
@@ -13,6 +14,7 @@ import keras_transformer as kt
 
 SOURCE = ["the", "the", "</script><b>", "שלום", "🎉", "\u2028"]
 TARGET = ["<s>", "die", "katze"]
+# Without one, playwright's own is taken, if `playwright install chromium` has brought it.
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -133,9 +135,9 @@ def test_notebooks_show_the_page_and_figures_the_maps():
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="the `browser` extra is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
+        if not os.path.exists(CHROMIUM or playwright.chromium.executable_path):
+            pytest.skip("there is no Chromium on this machine")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -165,6 +167,7 @@ def pixels(view):
     return view.evaluate("[...document.querySelectorAll('#grid canvas')].map((x) => x.toDataURL())")
 
 
+@pytest.mark.browser
 def test_a_click_on_a_token_changes_every_head(opened):
     view = opened(translation())
     before = pixels(view)
@@ -175,6 +178,7 @@ def test_a_click_on_a_token_changes_every_head(opened):
     assert view.evaluate("[...document.querySelectorAll('#tokens button')].map((x) => x.textContent)") == SOURCE
 
 
+@pytest.mark.browser
 def test_keys_choose_and_the_address_keeps_the_choice(opened):
     view = opened(translation())
     view.click("#tabs button:nth-child(3)")
@@ -187,6 +191,7 @@ def test_keys_choose_and_the_address_keeps_the_choice(opened):
     assert view.evaluate("document.querySelector('#tokens button[aria-pressed=true]').textContent") == "die"
 
 
+@pytest.mark.browser
 def test_steps_open_on_their_formula_with_numbers_in_it(opened):
     trace = translation()
     view = opened(trace)
@@ -198,6 +203,7 @@ def test_steps_open_on_their_formula_with_numbers_in_it(opened):
     assert result == pytest.approx(trace["decoder_block_0/self_attention/scaled_scores"][0, 0, 2, 0], abs=1e-4)
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_six_layers_of_eight_heads_fit(opened, width):
     model = kt.models.causal_lm(100, dim=64, depth=6, num_heads=8, hidden_dim=128)

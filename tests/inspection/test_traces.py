@@ -97,9 +97,8 @@ def test_every_step_is_recomputed_and_the_last_is_the_prediction(name):
     trace = kt.inspection.trace(model, IDS)
     np.testing.assert_allclose(trace["logits/output"][REAL], expected[REAL], atol=1e-5)
     result = trace.verify()
-    assert not [path for path in result.unknown if "not_equal" not in path]
-    assert {"token_ids/input", "position/positions", "block/self_attention/mask"} == set(result.given)
-    assert len(result.recomputed) + len(result.given) + len(result.unknown) == len(trace)
+    assert result.given == ["token_ids/input"] and not result.unknown
+    assert len(result.recomputed) + 1 == len(trace)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -107,8 +106,8 @@ def test_the_step_that_was_altered_is_named(name):
     trace = kt.inspection.trace(randomized(language_model(BLOCKS[name]())), IDS)
     for path in trace.verify().recomputed:
         altered = np.array(trace[path])
-        numbers = altered[np.isfinite(altered)]
-        altered[np.isfinite(altered)] = numbers + 1 if numbers.dtype.kind == "i" else numbers + 0.01
+        finite, is_float = np.isfinite(altered), altered.dtype.kind == "f"
+        altered[finite] = altered[finite] + 0.01 if is_float else altered[finite] == 0
         with pytest.raises(ValueError, match=f"^{path} differs"):
             trace.verify({path: altered})
 
