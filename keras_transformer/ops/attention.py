@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.ops.flash import flash_attention, prefers_products
+from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
 from keras_transformer.ops.masks import make_attention_mask
 
 KERNELS = ("auto", "plain", "fused")
@@ -101,7 +101,7 @@ def dot_product_attention(
         if output is not None:
             return output
     mask = _told(mask, query, key, causal, padding)
-    if fused:
+    if fused and (kernel == "fused" or not refuses_gradient(query, key, mask, bias)):
         return _fused(query, key, value, mask, bias, scale)
     wants_weights = return_weights or record is not None
     output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax or masked_softmax, wants_weights)

@@ -70,11 +70,14 @@ def _jax_attention(query, key, value, causal, padding, scale, otherwise):
     import jax
 
     def attend(query, key, value, lengths):
-        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+        length, (query, key, value) = query.shape[2], (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+        if key.shape[1] % 2 and lengths is None:
+            lengths = ops.full((key.shape[0],), key.shape[1], dtype="int32")
+        query, key, value = (_with_even_length(x) for x in (query, key, value))
         output = jax.nn.dot_product_attention(
             query, key, value, scale=scale, is_causal=causal, key_value_seq_lengths=lengths, implementation=JAX_KERNEL
         )
-        return ops.transpose(output, (0, 2, 1, 3))
+        return ops.transpose(output[:, :length], (0, 2, 1, 3))
 
     if padding is None:
         return attend(query, key, value, None)
@@ -89,6 +92,18 @@ def _jax_attention(query, key, value, causal, padding, scale, otherwise):
         return ops.where(lengths[:, None, None, None] > 0, output, ops.zeros_like(output))
 
     return jax.lax.cond(at_the_end, with_lengths, jax.checkpoint(otherwise), query, key, value, padding)
+
+
+def _with_even_length(x):
+    """The gradient of cuDNN's kernel is not there for odd lengths: `[B, T, H, D]` with one of zeros behind these."""
+    return ops.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+
+def refuses_gradient(query, key, mask, bias):
+    """Whether Keras would take a kernel of JAX that refuses to be derived: with a mask or bias, for odd lengths."""
+    given = mask is not None or bias is not None
+    half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
+    return given and half and (query.shape[2] % 2 or key.shape[2] % 2) and _on_jax_gpu()
 
 
 def _torch_kernel_takes(query, padding):

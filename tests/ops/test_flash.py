@@ -90,6 +90,41 @@ def test_gradients_are_those_with_a_mask(as_on_a_gpu, case):
         np.testing.assert_allclose(one, other, atol=20 * DTYPES[case["dtype"]])
 
 
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 6), (6, 5)], ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_lengths_may_be_odd(as_on_a_gpu, monkeypatch, lengths, padded):
+    seen = []
+    if keras.backend.backend() == "jax":
+        import jax
+
+        real = jax.nn.dot_product_attention
+
+        def kernel(query, key, value, **options):
+            seen.append((query.shape[1], key.shape[1]))
+            return real(query, key, value, **options)
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    query, key = (random(2, 4, length, WIDTH, seed=length) for length in lengths)
+    values = [ops.cast(x, "bfloat16") for x in (query, key, key)]
+    padding = np.arange(lengths[1]) < np.array([[lengths[1]], [3]]) if padded else None
+    causal = lengths[0] == lengths[1]
+    told = dot_product_attention(*values, kernel="fused", causal=causal, padding=padding)
+    plain = dot_product_attention(*values, kernel="plain", causal=causal, padding=padding)
+    np.testing.assert_allclose(as_numpy(told), as_numpy(plain), atol=3e-2)
+    assert all(size % 2 == 0 for pair in seen for size in pair)
+    assert bool(seen) == (keras.backend.backend() == "jax")
+
+
+def test_an_odd_length_with_a_mask_takes_plain_products_on_a_gpu_of_jax(as_on_a_gpu, monkeypatch):
+    taken = []
+    monkeypatch.setattr(kt.ops.attention, "_fused_is_faster", lambda: True)
+    monkeypatch.setattr(kt.ops.attention, "_fused", lambda query, *_: taken.append(query.shape[2]))
+    for length in (5, 6):
+        query, key, value = (x[:, :, :length] for x in drawn(4, "bfloat16"))
+        dot_product_attention(query, key, value, mask=np.ones((length, length), bool))
+    assert taken == ([6] if keras.backend.backend() == "jax" else [5, 6])
+
+
 def test_an_explicit_mask_goes_with_what_is_told():
     explicit = np.random.default_rng(0).random((3, LENGTH, LENGTH)) < 0.6
     padding = PADDINGS["at the end"]
