@@ -21,6 +21,8 @@ import jax
 import keras
 import numpy as np
 
+from keras_transformer.layers.rand_augment import rand_augment
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 BYTES_BEFORE = 5  # What the byte-pair tokenizer of the example has before the single bytes: padding and others.
@@ -98,7 +100,7 @@ def images(arguments):
     model = build_model(recipe, pictures.shape[1:], len(classes), steps)
     change, crop, seed = recipe.changes, recipe.changes["crop"], arguments.seed
     layers = [keras.layers.RandomFlip("horizontal", seed=seed)]
-    layers.append(keras.layers.RandAugment(factor=change["rand_augment"], seed=seed + 1))
+    layers.append(rand_augment(change["rand_augment"], seed=seed + 1))
     mixes = [keras.layers.MixUp(change["mix_up"], seed=seed + 2), keras.layers.CutMix(change["cut_mix"], seed=seed + 3)]
     around = ((0, 0), (crop, crop), (crop, crop), (0, 0))
     padded = keras.ops.convert_to_tensor(np.pad(pictures[~held_out], around))

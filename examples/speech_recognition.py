@@ -124,8 +124,8 @@ def main():
         changes = {"epochs": arguments.epochs, "held_out": arguments.held_out, "vocabulary": arguments.vocabulary_size}
         recipe = recipe._replace(**{name: value for name, value in changes.items() if value is not None})
         train, held_out = kt.pipelines.split_recordings(recordings, recipe.held_out, seed=arguments.seed)
-        texts, truth = [recording.text for recording in train], [recording.text for recording in held_out]
-        words = recipe.tokens == "words"
+        words = recipe.tokens == "words"  # They are told in lower case.
+        texts, truth = ([x.text.lower() if words else x.text for x in part] for part in (train, held_out))
         tokenizer = (kt.pipelines.train_words if words else kt.pipelines.train_sentence_piece)(texts, recipe.vocabulary)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transformer.layers.rand_augment import rand_augment as rand_augment_layer
+
 
 def image_batches(
     images,
@@ -65,7 +67,7 @@ def image_batches(
     height, width = images.shape[1:3]
     changes = [keras.layers.RandomFlip("horizontal", seed=seed)] if flip else []
     if rand_augment:
-        changes.append(keras.layers.RandAugment(factor=rand_augment, seed=seed + 1))
+        changes.append(rand_augment_layer(rand_augment, seed=seed + 1))
     mixes = [keras.layers.MixUp(mix_up, seed=seed + 2)] if mix_up else []
     if cut_mix:
         mixes.append(keras.layers.CutMix(cut_mix, seed=seed + 3))

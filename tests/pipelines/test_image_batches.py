@@ -78,6 +78,17 @@ def test_rand_augment_changes_images_alone():
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches]).argmax(1), LABELS)
 
 
+def test_rand_augment_is_the_weaker_the_smaller_its_number():
+    ramp = np.broadcast_to(np.linspace(0, 255, 32)[None, None, :, None], (4, 32, 32, 3)).round().astype("uint8")
+    options = {"shuffle": False, "batch_size": 4, "num_classes": 1, "preprocessor": PREPARE}
+    found = {}
+    for strength in (0.02, 0.5):
+        batches = [image_batches(ramp, np.zeros(4, int), rand_augment=strength, seed=i, **options) for i in range(24)]
+        found[strength] = [np.abs(x.numpy() - ramp).mean() for batch in batches for x, _ in batch]
+    assert np.max(found[0.02]) < 12  # Of 255: what nearly inverts, turns over or leaves two shades is 60 and more.
+    assert np.median(found[0.5]) > 2 * np.median(found[0.02])
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [([0, 3], "`labels` must be from 0 to num_classes - 1 = 2; received 3"), ([0], "received 1 for 2 images")],
