@@ -26,11 +26,14 @@ from matplotlib.figure import Figure
 
 import keras_transformer as kt
 
-FIELDS = "dim depth num_heads hidden_dim dropout mels tokens vocabulary speeds frames rate epochs last beam held_out"
+FIELDS = "dim depth num_heads hidden_dim dropout mels tokens vocabulary speeds frames rate epochs last width held_out"
 Recipe = namedtuple("Recipe", FIELDS)
+SPEEDS, MORE_SPEEDS = (0.9, 1.0, 1.1), (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+# Where few words are said again and again, each is a token; where others may be said, pieces of words are.
 RECIPES = {
-    "fsdd": Recipe(96, (3, 1), 4, 384, 0.1, 40, "words", 100, (0.9, 1.0, 1.1), 4000, 2e-3, 16, 5, 1, "test"),
-    "an4": Recipe(144, (5, 2), 4, 576, 0.1, 80, "pieces", 60, (0.9, 1.0, 1.1), 4000, 1.5e-3, 30, 5, 5, "speakers"),
+    "fsdd": Recipe(96, (3, 1), 4, 384, 0.1, 40, "words", 100, MORE_SPEEDS, 4000, 2e-3, 16, 5, 16, "test"),
+    "an4": Recipe(144, (5, 2), 4, 576, 0.2, 80, "words", 100, SPEEDS, 4000, 1.5e-3, 40, 5, 16, "speakers"),
+    "open": Recipe(144, (5, 2), 4, 576, 0.1, 80, "pieces", 60, SPEEDS, 4000, 1.5e-3, 30, 5, 16, "speakers"),
 }
 HELD_OUT = {
     "test": "recordings 0 to 4 of each digit and speaker, the test part of the Free Spoken Digit Dataset",
@@ -44,7 +47,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, help="a folder or .tar of recordings with their transcripts, as above")
-    add("--recipe", choices=RECIPES, help="default: 'fsdd' for spoken digits, 'an4' for others")
+    add("--recipe", choices=RECIPES, help="default: 'fsdd' for spoken digits, 'an4' for cepstra, else 'open'")
     told = "; ".join(f"{name}: {what}" for name, what in HELD_OUT.items())
     add("--held-out", choices=HELD_OUT, help=f"what to validate on, by --recipe. {told}")
     add("--vocabulary-size", type=int, help="default: by --recipe")
@@ -120,7 +123,7 @@ def main():
             warnings.simplefilter("always", UserWarning)
             recordings, sampling_rate = kt.pipelines.read_recordings(arguments.data)
         digits = all(re.search(r"\d_[^_/]+_\d+\.wav$", recording.name) for recording in recordings)
-        recipe = RECIPES[arguments.recipe or ("fsdd" if digits else "an4")]
+        recipe = RECIPES[arguments.recipe or ("fsdd" if digits else "an4" if sampling_rate is None else "open")]
         changes = {"epochs": arguments.epochs, "held_out": arguments.held_out, "vocabulary": arguments.vocabulary_size}
         recipe = recipe._replace(**{name: value for name, value in changes.items() if value is not None})
         train, held_out = kt.pipelines.split_recordings(recordings, recipe.held_out, seed=arguments.seed)
@@ -140,9 +143,7 @@ def main():
     )
     size, steps = tokenizer.vocabulary_size(), recipe.epochs * int(batches.cardinality())
     model = build_model(recipe, size, frames[0].shape[1], is_wave, steps)
-    # Each length of sounds would be compiled anew, which lasts longer than it saves.
-    search = kt.generation.BeamSearch(recipe.beam)
-    generator = kt.generation.Generator(model, 1, 2, sampler=search, jit_compile=False)
+    generator = kt.generation.AttentionRescoring(model, 1, 2, width=recipe.width)
     longest = max(map(len, rows))
     pipeline = kt.pipelines.Pipeline(generator, reader, tokenizer, max_new_tokens=longest + longest // 4 + 2)
     for warning in unread:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from keras_transformer.generation import Generator
+from keras_transformer.generation import AttentionRescoring, Generator
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.pipeline import Pipeline
 from keras_transformer.pipelines.saving import MODEL_FILE, PIPELINE_FILE, load_part
@@ -45,8 +45,9 @@ def load(directory):
     if "labels" in config:
         return Classifier(model, load_part(config["source"], directory / "source"), config["labels"])
     tokenizers = {name: load_part(part, directory / name) for name, part in config["tokenizers"].items()}
+    kind = AttentionRescoring if "ctc_weight" in config["generator"] else Generator
     return Pipeline(
-        Generator.from_config(model, config["generator"]),
+        kind.from_config(model, config["generator"]),
         tokenizers.get("tokenizer") or tokenizers["source"],
         tokenizers.get("tokenizer") or tokenizers["target"],
         config["max_new_tokens"],

@@ -29,7 +29,7 @@ class Pipeline:
     other backends, TensorFlow tokenizes on the CPU and the generator runs on the backend.
 
     Args:
-        generator: `keras_transformer.generation.Generator` around the model.
+        generator: `keras_transformer.generation.Generator` around the model, or `AttentionRescoring`.
         source: keras-nlp tokenizer of what the model reads; or a reader, such as `ImageReader`, of raw inputs that
             are no texts.
         target: keras-nlp tokenizer of what the model writes. It may be the one given as `source`.
