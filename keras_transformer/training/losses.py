@@ -113,9 +113,14 @@ def _smoothed_cross_entropy(labels, logits, smoothing):
         return _fused_smoothed_cross_entropy(labels, logits, smoothing)
     if keras.backend.backend() == "jax":
         return _recomputed_smoothed_cross_entropy(labels, logits, smoothing)
+    return _values_and_log_sum(labels, logits, smoothing)[0]
+
+
+def _values_and_log_sum(labels, logits, smoothing):
     label_logits = ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1), axis=-1)
-    values = ops.logsumexp(logits, axis=-1) - (1.0 - smoothing) * label_logits
-    return values - smoothing * ops.mean(logits, axis=-1) if smoothing else values
+    log_sum = ops.logsumexp(logits, axis=-1)
+    values = log_sum - (1.0 - smoothing) * label_logits
+    return values - smoothing * ops.mean(logits, axis=-1) if smoothing else values, log_sum
 
 
 def _fused_smoothed_cross_entropy(labels, logits, smoothing):
@@ -153,10 +158,7 @@ def _recomputed_smoothed_cross_entropy(labels, logits, smoothing):
     import jax
 
     def forward(labels, logits):
-        label_logits = ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1), axis=-1)
-        log_sum = ops.logsumexp(logits, axis=-1)
-        values = log_sum - (1.0 - smoothing) * label_logits
-        values = values - smoothing * ops.mean(logits, axis=-1) if smoothing else values
+        values, log_sum = _values_and_log_sum(labels, logits, smoothing)
         return values, (labels, logits, log_sum)
 
     def backward(kept, upstream):
