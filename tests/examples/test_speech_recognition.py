@@ -47,8 +47,8 @@ def write_tones(folder, count):
 def finished(tmp_path_factory):
     """The folder and the printed text of one whole run."""
     folder = tmp_path_factory.mktemp("speech_recognition")
-    write_tones(folder / "tones", 200)
-    options = ["--data", "tones", "--recipe", "fsdd", "--held-out", "recordings", "--epochs", "18"]
+    write_tones(folder / "tones", 100)
+    options = ["--data", "tones", "--recipe", "fsdd", "--held-out", "recordings", "--epochs", "12"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, str(SCRIPT), *options]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -61,8 +61,8 @@ def test_what_a_run_leaves(finished):
     names = "curves.png logs metrics.json model.keras pipeline saved_model sound_1.png sound_2.png sound_3.png"
     assert sorted(path.name for path in output.iterdir()) == names.split()
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["ctc_wer"] < 0.2 and 0 <= metrics["word_accuracy"] <= 1
-    assert metrics["wer"] == pytest.approx(1 - metrics["word_accuracy"]) and len(metrics["val_ctc_wer"]) == 18
+    assert metrics["ctc_wer"] < 0.2 and metrics["wer"] < 0.2
+    assert metrics["wer"] == pytest.approx(1 - metrics["word_accuracy"]) and len(metrics["val_ctc_wer"]) == 12
     assert metrics["parameters"] == keras.saving.load_model(output / "model.keras").count_params()
     for name in ("curves.png", "sound_1.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
@@ -70,9 +70,9 @@ def test_what_a_run_leaves(finished):
 
 def test_what_a_run_prints(finished):
     printed = finished[1]
-    assert "1 of 201 recordings cannot be read and are left out: broken.wav must be a sound file" in printed
-    assert "180 recordings to train on, 20 held out (a tenth of the recordings)" in printed
-    assert "Epoch 18/18" in printed and "val_ctc_wer" in printed
+    assert "1 of 101 recordings cannot be read and are left out: broken.wav must be a sound file" in printed
+    assert "90 recordings to train on, 10 held out (a tenth of the recordings)" in printed
+    assert "Epoch 12/12" in printed and "val_ctc_wer" in printed
     assert "saved_model hears:" in printed and printed.count("(said: ") == 5
 
 

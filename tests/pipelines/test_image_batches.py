@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_transformer.layers.rand_augment import rand_augment
 from keras_transformer.pipelines import ImagePreprocessor, image_batches
 
 PREPARE = ImagePreprocessor(scale=1.0)
@@ -79,14 +80,15 @@ def test_rand_augment_changes_images_alone():
 
 
 def test_rand_augment_is_the_weaker_the_smaller_its_number():
-    ramp = np.broadcast_to(np.linspace(0, 255, 32)[None, None, :, None], (4, 32, 32, 3)).round().astype("uint8")
-    options = {"shuffle": False, "batch_size": 4, "num_classes": 1, "preprocessor": PREPARE}
+    ramp = np.broadcast_to(np.linspace(0, 255, 32)[None, None, :, None], (4, 32, 32, 3)).round().astype("float32")
     found = {}
     for strength in (0.02, 0.5):
-        batches = [image_batches(ramp, np.zeros(4, int), rand_augment=strength, seed=i, **options) for i in range(24)]
-        found[strength] = [np.abs(x.numpy() - ramp).mean() for batch in batches for x, _ in batch]
+        change = rand_augment(strength, seed=1)
+        found[strength] = [np.abs(np.asarray(change(ramp, training=True)) - ramp).mean() for _ in range(24)]
     assert np.max(found[0.02]) < 12  # Of 255: what nearly inverts, turns over or leaves two shades is 60 and more.
     assert np.median(found[0.5]) > 2 * np.median(found[0.02])
+    with pytest.raises(ValueError, match="`strength` must lie between 0 and 1; received 30"):
+        rand_augment(30)
 
 
 @pytest.mark.parametrize(
