@@ -11,7 +11,6 @@ there. The output has the curve; it is written after each part, so that a run th
 import argparse
 import io
 import json
-import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -112,11 +111,10 @@ def images(arguments):
     seeds = [[variable.value for variable in layer.non_trainable_variables] for layer in (*layers, *mixes)]
 
     def draw(key, number, seeds):
-        keys = jax.random.split(key)
         # Without repetition within an epoch: each has an order of its own.
         order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), number // steps), len(padded))
         chosen = jax.lax.dynamic_slice(order, (number % steps * recipe.batch,), (recipe.batch,))
-        corners = jax.random.randint(keys[0], (recipe.batch, 2), 0, 2 * crop + 1)
+        corners = jax.random.randint(key, (recipe.batch, 2), 0, 2 * crop + 1)
         cut = jax.vmap(lambda i, at: jax.lax.dynamic_slice(padded[i], (*at, 0), pictures.shape[1:]))
         x, y, seeds = cut(chosen, corners).astype("float32"), given[chosen], list(seeds)
         for i, layer in enumerate(layers):
@@ -180,7 +178,6 @@ def train(model, draw, seeds, validation, size, steps, write):
 def main():
     arguments = parse_arguments()
     keras.utils.set_random_seed(arguments.seed)
-    random.seed(arguments.seed)
     keras.config.set_dtype_policy(arguments.dtype)
     model, draw, seeds, validation, size, steps, recipe = (language if arguments.task == "shakespeare" else images)(
         arguments

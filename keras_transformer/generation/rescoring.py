@@ -6,11 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transformer.generation.batches import repeat_rows
+from keras_transformer.generation.batches import pad_rows, repeat_rows
 from keras_transformer.generation.graph import DecodingGraph
-
-# Half of it is less than any text has that frames allow: those of padding give it to all but the blank.
-SURELY_NOT = -1e4
+from keras_transformer.ops.masks import SURELY_NOT, surely_blank
 
 
 class AttentionRescoring:
@@ -169,16 +167,12 @@ def ctc_beam_search(logits, width, blank_id=0):
     """
     if keras.backend.backend() != "tensorflow":  # Keras' own has other results on torch, and takes minutes on JAX.
         found = [_prefixes(row, width, blank_id) for row in ops.convert_to_numpy(ops.log_softmax(logits, axis=-1))]
-        longest = max((len(text) for row in found for text, _ in row), default=0)
-        texts = np.full((len(found), width, max(1, longest)), blank_id, "int32")
-        scores = np.full((len(found), width), -np.inf, "float32")
-        for i, row in enumerate(found):
-            for j, (text, score) in enumerate(row):
-                texts[i, j, : len(text)], scores[i, j] = text, score
-        return ops.convert_to_tensor(texts), ops.convert_to_tensor(scores)
+        pairs = [pair for row in found for pair in (row + [((), -np.inf)] * width)[:width]]
+        texts = pad_rows([text for text, _ in pairs], blank_id)
+        scores = np.array([score for _, score in pairs], "float32").reshape(len(found), width)
+        return ops.convert_to_tensor(texts.reshape(len(found), width, texts.shape[1])), ops.convert_to_tensor(scores)
     # TensorFlow's kernel wants as many texts as it is asked for: frames that are nearly sure to be blank allow more.
-    is_blank = np.arange(logits.shape[-1]) == blank_id
-    more = ops.ones((ops.shape(logits)[0], 8, 1)) * np.where(is_blank, 0.0, SURELY_NOT).astype("float32")
+    more = ops.ones((ops.shape(logits)[0], 8, 1)) * surely_blank(logits.shape[-1], blank_id)
     logits = ops.concatenate([logits, more], axis=1)
     lengths = ops.full((ops.shape(logits)[0],), ops.shape(logits)[1], dtype="int32")
     options = {"strategy": "beam_search", "beam_width": width, "top_paths": width, "mask_index": blank_id}

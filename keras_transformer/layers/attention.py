@@ -10,6 +10,7 @@ from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_in
 from keras_transformer.layers.position import PositionEncoding
 from keras_transformer.layers.softmax import AttentionSoftmax
 from keras_transformer.ops import check_mask, dot_product_attention, make_attention_mask
+from keras_transformer.ops.masks import with_head_axis
 
 PROJECTIONS = ("query", "key", "value", "output")
 
@@ -131,9 +132,7 @@ def combine(attention_mask, mask):
         mask = mask if attention_mask is None else attention_mask
     else:
         mask = ops.logical_and(attention_mask, mask)
-    if mask is None:
-        return None
-    return ops.expand_dims(mask, (0, 1) if len(mask.shape) == 2 else 1)
+    return None if mask is None else with_head_axis(mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")

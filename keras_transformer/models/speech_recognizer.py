@@ -1,5 +1,4 @@
 import keras
-import numpy as np
 from keras import ops
 
 from keras_transformer.layers import (
@@ -11,6 +10,7 @@ from keras_transformer.layers import (
     MultiHeadSelfAttention,
     PositionalEmbedding,
 )
+from keras_transformer.ops.masks import surely_blank
 
 
 def speech_recognizer(
@@ -123,6 +123,5 @@ def speech_recognizer(
 def with_blank_padding(logits, features):
     """Logits of which those that belong to padding give all of the probability to the blank, number 0."""
     real = ops.any(ops.not_equal(features, 0), axis=-1, keepdims=True)[:, ::4]
-    is_blank = np.arange(logits.shape[-1]) == 0
     # A mask of the logits would be lost on a loss that has one value for a whole sequence.
-    return ops.where(real, logits, ops.cast(np.where(is_blank, 0.0, -1e4), logits.dtype))
+    return ops.where(real, logits, ops.cast(surely_blank(logits.shape[-1]), logits.dtype))

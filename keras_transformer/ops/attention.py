@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
-from keras_transformer.ops.masks import make_attention_mask
+from keras_transformer.ops.masks import make_attention_mask, with_head_axis
 
 KERNELS = ("auto", "plain", "fused")
 
@@ -86,9 +86,7 @@ def dot_product_attention(
     if padding is not None:
         padding = ops.convert_to_tensor(padding, dtype="bool")
     if mask is not None:
-        mask = ops.convert_to_tensor(mask, dtype="bool")
-        mask = ops.expand_dims(mask, 0) if len(mask.shape) == 2 else mask
-        mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask  # [B|1, H|1, T|1, S]
+        mask = with_head_axis(ops.convert_to_tensor(mask, dtype="bool"))  # [B|1, H|1, T|1, S]
     fused = kernel == "fused" or (
         kernel == "auto" and not needs_weights and _fused_is_faster() and not prefers_products(query)
     )
@@ -115,8 +113,7 @@ def _told(mask, query, key, causal, padding):
     if not causal and padding is None:
         return mask
     positions = [ops.arange(ops.shape(x)[2], dtype="int32") for x in (query, key)] if causal else (None, None)
-    told = make_attention_mask(*positions, causal, padding=padding)
-    told = ops.expand_dims(ops.expand_dims(told, 0) if len(told.shape) == 2 else told, 1)
+    told = with_head_axis(make_attention_mask(*positions, causal, padding=padding))
     return told if mask is None else ops.logical_and(mask, told)
 
 

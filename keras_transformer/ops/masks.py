@@ -1,7 +1,11 @@
 """Attention masks, built from positions. Masks are boolean everywhere: True means "attend"."""
 
 import keras
+import numpy as np
 from keras import ops
+
+# The logit of all tokens but the blank in frames of padding. Half precision has it as well.
+SURELY_NOT = -1e4
 
 
 def make_attention_mask(query_positions, key_positions, causal=False, window=None, padding=None, prefix=None):
@@ -130,3 +134,14 @@ def set_mask(x, mask):
     if mask is not None:
         keras.src.backend.set_keras_mask(x, mask)
     return x
+
+
+def with_head_axis(mask):
+    """A mask `[T, S]` or `[B|1, T|1, S]` with an axis of one for all heads; one that has it, as it is."""
+    mask = ops.expand_dims(mask, 0) if len(mask.shape) == 2 else mask
+    return ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
+
+
+def surely_blank(vocabulary_size, blank_id=0):
+    """Logits of a frame of padding, which CTC is to read nothing from: float32 `[vocabulary_size]`."""
+    return np.where(np.arange(vocabulary_size) == blank_id, 0.0, SURELY_NOT).astype("float32")

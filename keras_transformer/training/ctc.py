@@ -3,10 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.ops.masks import get_mask
-
-# The logit of all tokens but the blank in frames of padding. Half precision has it as well.
-SURELY_NOT = -1e4
+from keras_transformer.ops.masks import SURELY_NOT, get_mask, surely_blank
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
@@ -61,8 +58,7 @@ class CTCLoss(keras.losses.Loss):
         mask = get_mask(y_pred)
         logits = ops.log_softmax(ops.cast(ops.convert_to_tensor(y_pred), "float32"), axis=-1)
         if mask is not None:
-            is_blank = ops.arange(logits.shape[-1]) == self.blank_id
-            logits = ops.where(ops.expand_dims(mask, -1), logits, ops.where(is_blank, 0.0, SURELY_NOT))
+            logits = ops.where(ops.expand_dims(mask, -1), logits, surely_blank(logits.shape[-1], self.blank_id))
         weight = ops.where(fits(labels, _real_frames(logits), self.blank_id), self._counts(labels), 0)
         weight = ops.cast(weight, "float32")
         if sample_weight is not None:
