@@ -13,14 +13,10 @@ causal one counts half. `--small` runs everything at toy sizes, on a CPU as well
 import argparse
 import json
 import os
-import queue
-import statistics
-import subprocess
-import sys
-import threading
 import time
-import traceback
 from pathlib import Path
+
+from side_by_side import Worker, measure, serve
 
 SIZES = {
     "matmul": {"size": 8192},
@@ -47,7 +43,6 @@ PEERS = {
     "generate": ["transformers", "transformers-static"],
 }
 STEPS = 10  # Training steps in a block.
-MARK = "@@"  # What a worker has to say stands in lines that begin so; the rest is its log.
 
 
 def training_flops(case, s):
@@ -89,14 +84,14 @@ def main():
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer or arguments.ours:
-        work(arguments)
+        serve(lambda: ways_of(arguments))
         return
     started, results, rate = time.perf_counter(), {}, None
     for case in arguments.cases:
         if time.perf_counter() - started > arguments.limit:
             print(f"{case}: left out, as more than {arguments.limit:g} seconds have passed", flush=True)
             continue
-        results[case] = measure(case, arguments)
+        results[case] = measure_case(case, arguments)
         if case == "matmul" and results[case]["ways"]:
             seconds = min(way["seconds"] for way in results[case]["ways"].values())
             rate = training_flops(case, sizes_of(case, arguments)) / seconds
@@ -113,34 +108,39 @@ def sizes_of(case, arguments):
     return sizes
 
 
-def measure(case, arguments):
+def measure_case(case, arguments):
     """Times a case in all its processes; returns a dict of results and errors."""
     sizes = sizes_of(case, arguments)
-    result = {"sizes": sizes, "ways": {}, "errors": {}, "compile_seconds": {}}
+    workers = [worker("ours", backend, case, arguments) for backend in arguments.backends]
+    if not arguments.no_peers:
+        workers += [worker("peer", peer, case, arguments) for peer in PEERS[case]]
+    result = {"sizes": sizes, **measure(workers, arguments.seconds, arguments.repeat, arguments.patience)}
     if case != "generate":
         result["flops"] = training_flops(case, sizes)
-    workers = [Worker("ours", backend, case, arguments) for backend in arguments.backends]
-    if not arguments.no_peers:
-        workers += [Worker("peer", peer, case, arguments) for peer in PEERS[case]]
-    try:
-        for worker in workers:
-            worker.prepare(arguments.patience, result)
-        times = {}
-        for _ in range(arguments.repeat):
-            for worker in workers:
-                for way in worker.ready:
-                    found = worker.time(way, arguments.seconds, result)
-                    times.setdefault(f"{worker.label}{way}", []).extend(found)
-    finally:
-        for worker in workers:
-            worker.stop()
-    result["ways"] = {name: summary(found) for name, found in times.items() if found}
     return result
 
 
-def summary(times):
-    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-    return {"seconds": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "blocks": len(times)}
+def worker(kind, name, case, arguments):
+    command = [__file__, f"--{kind}", name, "--cases", case]
+    command += ["--small"] * arguments.small + ["--packed"] * arguments.packed
+    command += ["--batch", str(arguments.batch)] if arguments.batch else []
+    environment = {
+        "KERAS_BACKEND": name.split("-")[0] if kind == "ours" else "torch",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    return Worker(f"{kind} {name}", command, environment)
+
+
+def ways_of(arguments):
+    """What a worker's process times."""
+    (case,) = arguments.cases
+    if arguments.peer:
+        import gpu_peers as side
+    else:
+        import gpu_ours as side
+    sizes = {**sizes_of(case, arguments), "packed": arguments.packed}
+    return side.WAYS[case](sizes, arguments.peer or arguments.ours)
 
 
 def report(case, result, rate):
@@ -170,124 +170,6 @@ def report(case, result, rate):
     if result["compile_seconds"]:
         parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["compile_seconds"].items())
         print(f"{case:12}prepared: {parts}", flush=True)
-
-
-class Worker:
-    """A process that builds one side of a case and times it when told to."""
-
-    def __init__(self, kind, name, case, arguments):
-        self.label, self.ready = f"{kind} {name}", []
-        command = [sys.executable, __file__, f"--{kind}", name, "--cases", case]
-        command += ["--small"] * arguments.small + ["--packed"] * arguments.packed
-        command += ["--batch", str(arguments.batch)] if arguments.batch else []
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": name.split("-")[0] if kind == "ours" else "torch",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-        )
-        self.started, self.log, self.messages = time.perf_counter(), [], queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self):
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                self.messages.put(json.loads(line.removeprefix(MARK)))
-            else:
-                self.log = [*self.log[-20:], line.rstrip()]
-        self.messages.put({"end": True})
-
-    def _next(self, seconds):
-        try:
-            return self.messages.get(timeout=max(0.1, seconds))
-        except queue.Empty:
-            self.process.kill()
-            return {"end": True, "late": True}
-
-    def prepare(self, patience, result):
-        """Waits until all ways have been run once."""
-        while True:
-            message = self._next(self.started + patience - time.perf_counter())
-            if "end" in message:
-                late = f"not ready after {patience:g} seconds; the end of its log: " if message.get("late") else ""
-                result["errors"][self.label] = late + " | ".join(self.log[-6:])
-                self.ready = []
-                return
-            if "prepared" in message:
-                return
-            name = f"{self.label}{message['way']}"
-            if "error" in message:
-                result["errors"][name] = message["error"]
-            else:
-                self.ready.append(message["way"])
-                result["compile_seconds"][name] = message["seconds"]
-
-    def time(self, way, seconds, result):
-        """Seconds for each unit, in blocks."""
-        self.process.stdin.write(json.dumps({"way": way, "seconds": seconds}) + "\n")
-        self.process.stdin.flush()
-        message = self._next(60 + 10 * seconds)
-        if "times" in message:
-            return message["times"]
-        last = "no answer in time" if message.get("late") else "ended: " + " | ".join(self.log[-6:])
-        result["errors"][f"{self.label}{way}"] = message.get("error", last)
-        self.ready = [other for other in self.ready if other != way] if "error" in message else []
-        return []
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-
-def work(arguments):
-    """What a worker process does: builds, runs each way once, then times what its standard input asks for."""
-
-    def say(**message):
-        print(f"\n{MARK}{json.dumps(message)}", flush=True)
-
-    (case,) = arguments.cases
-    sizes = {**sizes_of(case, arguments), "packed": arguments.packed}
-    started = time.perf_counter()
-    try:
-        if arguments.peer:
-            import gpu_peers as side
-        else:
-            import gpu_ours as side
-        ways = side.WAYS[case](sizes, arguments.peer or arguments.ours)
-    except Exception as error:
-        say(way="", error=described(error))
-        ways = {}
-    for name, way in ways.items():
-        try:
-            way()
-            say(way=name, seconds=time.perf_counter() - started)
-        except Exception as error:
-            say(way=name, error=described(error))
-    say(prepared=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        try:
-            way, times = ways[order["way"]], []
-            way()
-            end = time.perf_counter() + order["seconds"]
-            while time.perf_counter() < end or len(times) < 3:
-                times.append(way())
-            say(times=times)
-        except Exception as error:
-            say(error=described(error))
-
-
-def described(error):
-    text = f"{type(error).__name__}: {error}"
-    if any(sign in text for sign in ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemory")):
-        return f"skipped: this size does not fit the memory ({text[:120]})"
-    traceback.print_exc()
-    return text[:600]
 
 
 if __name__ == "__main__":
