@@ -2,13 +2,24 @@
 
 import importlib
 
-from keras_transformer import generation, inspection, layers, models, ops, scopes, training
+from keras_transformer import distribution, generation, inspection, layers, models, ops, scopes, training
 
 __version__ = "0.1.0"
 
 _ON_DEMAND = ("pipelines", "pretrained")  # These rooms stand on more than keras and numpy.
 
-__all__ = ["generation", "inspection", "layers", "models", "ops", "pipelines", "pretrained", "scopes", "training"]
+__all__ = [
+    "distribution",
+    "generation",
+    "inspection",
+    "layers",
+    "models",
+    "ops",
+    "pipelines",
+    "pretrained",
+    "scopes",
+    "training",
+]
 
 
 def __getattr__(name):
