@@ -25,6 +25,7 @@ import keras_transformer as kt
 from keras_transformer.pretrained.checkpoint import read_json
 from keras_transformer.pretrained.families import gpt2
 from keras_transformer.pretrained.family import find_family
+from keras_transformer.training.adapters import NEW
 
 SMALL = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 128, "n_layer": 2, "n_head": 4}
 SMALL |= {"n_positions": 128, **dict.fromkeys(["resid_pdrop", "attn_pdrop", "embd_pdrop"], 0.0)}
@@ -40,6 +41,8 @@ def parse_arguments():
     add("--prompt", default="{}\n", help="what a decoder reads; {} stands for the text (default: the text, a new line)")
     add("--method", choices=["full", "lora"], default="full")
     add("--rank", type=int, default=8, help="of the adapters of --method lora (default: 8)")
+    add("--train", nargs="+", metavar="LAYER", help="trained whole by --method lora (default: a new head; of the "
+        "small GPT-2 its embedding, as its German words are new)")  # fmt: skip
     add("--learning-rate", type=float, help="default: 5e-5, with --method lora 3e-4; for the small GPT-2 3e-3")
     add("--batch-size", type=int, default=32)
     add("--epochs", type=int, default=5)
@@ -60,6 +63,7 @@ def parse_arguments():
         parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
     usual = (3e-4 if arguments.method == "lora" else 5e-5) if arguments.checkpoint else 3e-3
     arguments.learning_rate = arguments.learning_rate or usual
+    arguments.train = arguments.train or [*NEW, *([] if arguments.checkpoint else ["embedding"])]
     return parser, arguments
 
 
@@ -158,7 +162,7 @@ def main():
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.method == "lora":
-        kt.training.add_adapters(model, arguments.rank)
+        kt.training.add_adapters(model, arguments.rank, trained=arguments.train)
     compile_model(model, arguments.learning_rate, arguments.epochs * len(data), classifies)
     trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
     print(f"{len(train)} texts to train on, {len(held_out)} held out; {trained} of {model.count_params()} parameters.")

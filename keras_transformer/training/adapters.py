@@ -19,7 +19,8 @@ def add_adapters(model, rank, adapted=ADAPTED, trained=NEW):
         trained: names of layers of the model that are trained as they are.
 
     Raises:
-        ValueError: if `rank` is not positive, or no layer has one of the names.
+        ValueError: if `rank` is not positive, no layer has one of the names `adapted`, or none has one of those that
+            `trained` has besides the default ones.
 
     Reference: [LoRA](https://arxiv.org/abs/2106.09685).
 
@@ -35,6 +36,12 @@ def add_adapters(model, rank, adapted=ADAPTED, trained=NEW):
     layers = [x for x in model._flatten_layers() if isinstance(x, keras.layers.Dense) and x.name in adapted]
     if not layers:
         raise ValueError(f"`adapted` must name layers of the model; none is named {', '.join(adapted)}.")
+    missing = set(trained) - set(NEW) - {variable.path.split("/")[0] for variable in model.trainable_variables}
+    if missing:
+        raise ValueError(
+            f"`trained` must name layers of the model with weights, such as {model.layers[1].name!r}; received "
+            f"{sorted(missing)}."
+        )
     for variable in model.trainable_variables:
         variable.trainable = variable.path.split("/")[0] in trained
     for layer in layers:

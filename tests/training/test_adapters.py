@@ -38,3 +38,5 @@ def test_bad_arguments():
         add_adapters(classifier(), 0)
     with pytest.raises(ValueError, match="`adapted` must name layers of the model; none is named qkv"):
         add_adapters(classifier(), 2, ["qkv"])
+    with pytest.raises(ValueError, match=r"`trained` must name layers of the model with weights, .* \['embeding'\]"):
+        add_adapters(classifier(), 2, trained=["embeding", "logits"])
