@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_transformer.generation.constraints import end_tokens
+from keras_transformer.pipelines.explanation import explained
 from keras_transformer.pipelines.saving import (
     MODEL_FILE,
     PIPELINE_FILE,
@@ -179,6 +180,11 @@ class Pipeline:
         translate(text=tf.constant(["Good morning."]))["text"].numpy()
         ```
 
+        Where an encoder reads the texts, a second signature `attention` says besides what the decoder looked at. It
+        returns `text`; `source_tokens` `[batch, S]` and `target_tokens` `[batch, T]`, the end included and filled up
+        with empty strings; and `attention`, float32 `[batch, layers, heads, T, S]`, the weights that each token was
+        written with.
+
         Args:
             directory: String or path. An earlier SavedModel there is replaced.
 
@@ -195,8 +201,11 @@ class Pipeline:
             module.translate = self._answer_in_graph(module.source)
         else:
             module.source, module.translate = self.source, self._translate
+        signatures = {"serving_default": module.translate}
+        if self.input_name == "source_ids" and [*self.generator.graph.source_inputs] == ["source_ids"]:
+            signatures["attention"] = module.explain = explained(self)
         with written_at_once(directory, SAVED_MODEL_FILES) as staging:
-            tf.saved_model.save(module, staging, signatures={"serving_default": module.translate})
+            tf.saved_model.save(module, staging, signatures=signatures)
 
     def _answer_in_graph(self, read):
         def answer(*raw_inputs):

@@ -185,6 +185,26 @@ def test_export_serves_the_same_strings(saved, expected, tmp_path):
     assert results == {"1": expected, "3": expected, "17": expected}
 
 
+def test_the_signature_attention_says_what_the_model_looked_at(pipeline, tokenizer, tmp_path):
+    pipeline.export(tmp_path / "exported")
+    signature = tf.saved_model.load(tmp_path / "exported").signatures["attention"]
+    texts = ["seven", "forty-two thousand and one"]
+    found = {name: value.numpy() for name, value in signature(text=tf.constant(texts)).items()}
+    assert [text.decode() for text in found["text"]] == pipeline.predict(texts)
+    for row, text in enumerate(texts):
+        ids = [*map(int, tokenizer.tokenize(text)), 2]
+        assert [*filter(None, found["source_tokens"][row])] == [tokenizer.id_to_token(i).encode() for i in ids]
+        new = pipeline.generator.generate({"source_ids": [ids]}, pipeline.max_new_tokens)[0]
+        new = new[: np.argmax(new == 2) + 1] if 2 in new else new
+        assert [*filter(None, found["target_tokens"][row])] == [tokenizer.id_to_token(i).encode() for i in new]
+        inputs = {"source_ids": [ids], "target_ids": [[1, *new[:-1]]]}
+        maps = kt.inspection.attention_maps(pipeline.generator.model, inputs)
+        (expected,) = (x[0] for path, x in maps.items() if "cross_attention" in path)  # [heads, T, S]
+        own = found["attention"][row, 0, :, : len(new), : len(ids)]
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+        np.testing.assert_allclose(own.sum(-1), 1, atol=1e-5)
+
+
 OTHER_BACKEND = """
 import json, sys
 import keras_transformer as kt
