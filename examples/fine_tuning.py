@@ -176,6 +176,7 @@ def main():
     history, seconds = model.fit(data, **fit).history, time.time() - started
     after = {name.removeprefix("val_"): values[-1] for name, values in history.items() if name.startswith("val_")}
     if arguments.method == "lora":
+        kt.training.save_adapters(model, output / "adapters.npz")
         model = kt.training.merge_adapters(model, kt.pretrained.load(source, **options))
     model.save(output / "model.keras")
     kt.pretrained.save(model, output / "checkpoint")

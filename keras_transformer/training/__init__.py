@@ -1,6 +1,6 @@
 """What training a Transformer needs beside Keras' own parts: a schedule, a loss, metrics and callbacks."""
 
-from keras_transformer.training.adapters import add_adapters, merge_adapters
+from keras_transformer.training.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from keras_transformer.training.attention_images import AttentionImages
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
 from keras_transformer.training.ctc import CTCLoss
@@ -18,5 +18,7 @@ __all__ = [
     "SmoothedCrossEntropy",
     "TokenAccuracy",
     "add_adapters",
+    "load_adapters",
     "merge_adapters",
+    "save_adapters",
 ]

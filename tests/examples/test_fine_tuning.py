@@ -46,7 +46,8 @@ def run(script, monkeypatch, folder, *arguments):
     monkeypatch.setattr(sys, "argv", ["fine_tuning.py", *map(str, arguments)])
     script.main()
     output = folder / "fine_tuning_output"
-    assert sorted(path.name for path in output.iterdir()) == FILES.split()
+    found = sorted(path.name for path in output.iterdir())
+    assert found == ["adapters.npz"] * ("lora" in arguments) + FILES.split()
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     return output, json.loads((output / "metrics.json").read_text())
 
@@ -106,7 +107,7 @@ def test_default_run(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     output = tmp_path / "fine_tuning_output"
-    assert sorted(path.name for path in output.iterdir()) == sorted(["base", *FILES.split()])
+    assert sorted(path.name for path in output.iterdir()) == sorted(["adapters.npz", "base", *FILES.split()])
     assert "180 texts to train on, 20 held out" in result.stdout
     assert "saved_model answers:" in result.stdout and result.stdout.count("  right   ") == 5
     metrics = json.loads((output / "metrics.json").read_text())
