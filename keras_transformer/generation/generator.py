@@ -12,7 +12,6 @@ from keras_transformer.generation.batches import (
     left_padded,
     pad_rows,
     real_span,
-    repeat_rows,
 )
 from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
@@ -20,7 +19,7 @@ from keras_transformer.generation.graph import DecodingGraph, mask_name
 from keras_transformer.generation.history import History
 from keras_transformer.generation.samplers import Greedy, Sampling
 from keras_transformer.layers import Placeholders, PositionalEmbedding
-from keras_transformer.scopes import DecodingScope
+from keras_transformer.scopes import Branches, DecodingScope
 
 SAMPLERS = {"greedy": Greedy, "sampling": Sampling, "beam_search": lambda: BeamSearch(4)}
 
@@ -246,14 +245,12 @@ class Generator:
         prompt, real, seed = (tensors[name] for name in ("prompt", "real", "seed"))
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
         length = ops.shape(prompt)[1]
-        with DecodingScope(max_length=length + max_new_tokens, padding_mask=real) as scope:
+        beams = getattr(self.sampler, "width", 1)
+        with DecodingScope(max_length=length + beams * max_new_tokens, padding_mask=real) as scope:
             logits = self.graph.decode(prompt, boundary, tensors.get("segments"))[:, -1]
         new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
         history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
-        beams = getattr(self.sampler, "width", 1)
         later = history.repeated(beams)
-        if beams > 1:
-            boundary = [repeat_rows(x, beams) for x in boundary]
 
         def scores_of(logits, history):
             scores = ops.cast(logits, "float32")
@@ -263,11 +260,14 @@ class Generator:
                 return scores
             return self.constraints.apply(scores, history, self.end_id)
 
-        def step(tokens, count, cache):
-            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)
-            with DecodingScope(cache, length + count) as scope:
+        def step(tokens, count, cache, origins=None):
+            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)  # [B, 1], or of all beams one after the other
+            last = ops.reshape(last, (-1, beams))
+            branches = None if origins is None else Branches(length, origins, count + 1)
+            with DecodingScope(cache, length + count, branches=branches) as scope:
                 logits = self.graph.decode(last, boundary)
-            return scores_of(logits[:, 0], later.then(tokens, count + 1)), scope.cache
+            logits = ops.reshape(logits, (-1, logits.shape[-1]))
+            return scores_of(logits, later.then(tokens, count + 1)), scope.cache
 
         scores = scores_of(logits, history)
         return self.sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)

@@ -253,7 +253,7 @@ class MultiHeadSelfAttention(Attention):
             self._check_causal()
             key, value, mask = scope.append(name, key, value, mask)
         check_explicit(attention_mask, attention_bias, x.shape[1], key.shape[2])
-        key_positions = query_positions if scope is None else ops.arange(ops.shape(key)[2], dtype="int32")
+        key_positions = query_positions if scope is None else scope.key_positions(length)
         if self.position is not None:
             bias = self.position.add_bias(attention_bias, query_positions, key_positions)
             if bias is not attention_bias:
@@ -265,6 +265,7 @@ class MultiHeadSelfAttention(Attention):
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
         allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
+        allowed = allowed if scope is None else scope.among_branches(allowed)
         parts = (query_positions, key_positions, mask, *(prefix or (None, None)), attention_mask)
         mask = scopes.record(self, "mask", combine(attention_mask, allowed), query, *parts)
         return self.attend(query, key, value, mask, attention_bias, training)
@@ -284,7 +285,7 @@ class MultiHeadSelfAttention(Attention):
         if scope is None:
             return length if mask is None else ops.sum(ops.cast(mask, "int32"), axis=-1)
         padding = scope.padding_before(f"{name}/position", mask)
-        total = scope.index + length
+        total = scope.total(length)
         return total if padding is None else total - padding[:, 0]
 
     def _check_causal(self):
