@@ -58,9 +58,11 @@ class DecodingScope(Scope):
             different lengths are padded on the left, so that all rows go on at the same index.
         branches: `Branches`, where the tokens of a call are not one after the other but alternatives of each other, as
             the beams of a beam search are; or None.
+        products: object with a method `dense(layer, x)` that computes `layer(x)` of `Dense` layers, or None.
 
     Attributes:
         cache: nested dict of tensors (`{call name: {"key": [B, K, max_length, D], ...}}`) to hand to the next scope.
+            Keys and values of a batch that is known to be a single row have no axis for it.
 
     Raises:
         ValueError: if neither `cache` nor `max_length` is given, or a call goes past `max_length`.
@@ -82,16 +84,17 @@ class DecodingScope(Scope):
 
     _current = _decoding
 
-    def __init__(self, cache=None, index=0, max_length=None, padding_mask=None, branches=None):
+    def __init__(self, cache=None, index=0, max_length=None, padding_mask=None, branches=None, products=None):
         super().__init__()
         if not cache and max_length is None:
             raise ValueError("`DecodingScope` needs a `cache` from an earlier scope, or the `max_length` of a new one.")
         self.cache = {} if cache is None else dict(cache)
         self.index = index
-        kept = (ops.shape(entry["key"])[2] for entry in self.cache.values() if "key" in entry)
+        kept = (ops.shape(entry["key"])[-2] for entry in self.cache.values() if "key" in entry)
         self.max_length = next(kept, max_length)
         self.padding_mask = padding_mask
         self.branches = branches
+        self.products = products
         self._first = not self.cache and isinstance(index, int) and index == 0
 
     def positions(self, length):
@@ -134,23 +137,33 @@ class DecodingScope(Scope):
             `max_length`, or T at the first call, where nothing else is there yet.
         """
         batch, heads, length, _ = ops.shape(key)
+        # Around an axis of a single row XLA copies the whole cache at each step.
+        rows = () if isinstance(batch, int) and batch == 1 else (batch,)
         if name not in self.cache:
             self.cache[name] = {
-                "key": ops.zeros((batch, heads, self.max_length, key.shape[3]), key.dtype),
-                "value": ops.zeros((batch, heads, self.max_length, value.shape[3]), value.dtype),
+                "key": ops.zeros((*rows, heads, self.max_length, key.shape[3]), key.dtype),
+                "value": ops.zeros((*rows, heads, self.max_length, value.shape[3]), value.dtype),
                 "mask": ops.zeros((batch, self.max_length), "bool"),
             }
         entry = self.cache[name]
-        self._check_room(length, ops.shape(entry["key"])[2])
+        self._check_room(length, ops.shape(entry["key"])[-2])
         real = self.real(mask)
         real = ops.ones((batch, length), "bool") if real is None else ops.broadcast_to(real, (batch, length))
         place = self._place()
+
+        def updated(kept, new):
+            new = new if rows else ops.squeeze(new, axis=0)
+            return ops.slice_update(kept, (*(0,) * len(rows), 0, place, 0), new)
+
         self.cache[name] = entry = {
-            "key": ops.slice_update(entry["key"], (0, 0, place, 0), key),
-            "value": ops.slice_update(entry["value"], (0, 0, place, 0), value),
+            "key": updated(entry["key"], key),
+            "value": updated(entry["value"], value),
             "mask": ops.slice_update(entry["mask"], (0, place), real),
         }
-        return (key, value, real) if self._first else (entry["key"], entry["value"], entry["mask"])
+        if self._first:
+            return key, value, real
+        key, value = (x if rows else ops.expand_dims(x, 0) for x in (entry["key"], entry["value"]))
+        return key, value, entry["mask"]
 
     def spread(self, mask, length):
         """A boolean `[B, T]` about the tokens of this call as one about the cache, `[B, length]`: False elsewhere."""
@@ -307,6 +320,12 @@ def decoding():
 def recording():
     """The current `RecordingScope`, or None."""
     return _recording.get()
+
+
+def project(layer, x):
+    """`layer(x)` for a `keras.layers.Dense`, by the products of the current `DecodingScope` if it has any."""
+    scope = _decoding.get()
+    return layer(x) if scope is None or scope.products is None else scope.products.dense(layer, x)
 
 
 def record(layer, name, value, *sources):

@@ -67,13 +67,17 @@ class Attention(keras.layers.Layer):
         return layer
 
     def project_query(self, x):
-        query = scopes.record(self, "query", split_heads(self.query(x), self.num_heads), x)  # [B, H, T, D]
+        query = scopes.record(
+            self, "query", split_heads(scopes.project(self.query, x), self.num_heads), x
+        )  # [B, H, T, D]
         return self._normalized("query", query, self.query_norm)
 
     def project_key_value(self, source):
         key_heads = self.num_key_value_heads or self.num_heads
-        key = scopes.record(self, "key", split_heads(self.key(source), key_heads), source)  # [B, K, S, D]
-        value = scopes.record(self, "value", split_heads(self.value(source), key_heads), source)
+        key = scopes.record(
+            self, "key", split_heads(scopes.project(self.key, source), key_heads), source
+        )  # [B, K, S, D]
+        value = scopes.record(self, "value", split_heads(scopes.project(self.value, source), key_heads), source)
         return self._normalized("key", key, self.key_norm), value
 
     def _normalized(self, name, x, norm):
@@ -96,7 +100,7 @@ class Attention(keras.layers.Layer):
             padding=padding,
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
-        return scopes.record(self, "output", self.output_projection(joined), joined)
+        return scopes.record(self, "output", scopes.project(self.output_projection, joined), joined)
 
     def shared_config(self):
         return {
