@@ -32,7 +32,7 @@ class StepProducts:
 
     def dense(self, layer, x):
         """`layer(x)` for a `keras.layers.Dense`."""
-        if layer.quantization_mode is not None or not self._is_one_row(x) or layer.kernel.dtype != x.dtype:
+        if layer.quantization_mode is not None or not self._is_one_row(x) or not is_of(layer.kernel, x):
             return layer(x)
         y = self._product(x, ops.convert_to_tensor(layer.kernel))
         y = y if layer.bias is None else y + ops.cast(layer.bias, y.dtype)
@@ -40,7 +40,7 @@ class StepProducts:
 
     def tied_output(self, layer, x):
         """`layer(x, reverse=True)` for a `keras.layers.ReversibleEmbedding`, or None where the layer is to do it."""
-        if id(layer) not in self._transposed or layer.reverse_dtype is not None or layer.embeddings.dtype != x.dtype:
+        if id(layer) not in self._transposed or layer.reverse_dtype is not None or not is_of(layer.embeddings, x):
             return None
         kernel = self._transposed[id(layer)]
         logits = self._product(x, kernel) if self._is_one_row(x) else ops.matmul(x, kernel)
@@ -58,3 +58,8 @@ class StepProducts:
         x = ops.reshape(x, (PARTS, 1, size // PARTS))
         kernel = ops.reshape(kernel, (PARTS, size // PARTS, units))
         return ops.sum(ops.matmul(x, kernel), axis=0, keepdims=True)
+
+
+def is_of(weights, x):
+    """Whether both have one dtype, so that nothing needs casting."""
+    return keras.backend.standardize_dtype(weights.dtype) == keras.backend.standardize_dtype(x.dtype)

@@ -77,7 +77,7 @@ def test_one_row_compiled_goes_on_as_in_a_batch_that_is_not(tied, sampler):
         weight.assign(0.5 * random(*weight.shape))
     prompts = np.array([[3, 4, 5, 6], [0, 9, 8, 7]], "int32")
     expected = Generator(model, sampler=sampler, jit_compile=False).generate(prompts, 6)
-    assert len(np.unique(expected)) > 1
+    assert tied or len(np.unique(expected)) > 1  # A tied output mostly repeats the token that goes in.
     generator = Generator(model, sampler=sampler)
     for row in range(2):
         np.testing.assert_array_equal(generator.generate(prompts[row : row + 1], 6), expected[row : row + 1])
