@@ -56,9 +56,13 @@ class DecodingScope(Scope):
         max_length: int. How many tokens the cache has room for. Needed where `cache` is None.
         padding_mask: boolean tensor of shape `[B, T]`, True where the tokens of this call are real. Prompts of
             different lengths are padded on the left, so that all rows go on at the same index.
+        branches: `Branches`, where the tokens of a call are not one after the other but alternatives of each other, as
+            the beams of a beam search are; or None.
+        products: object with a method `dense(layer, x)` that computes `layer(x)` of `Dense` layers, or None.
 
     Attributes:
         cache: nested dict of tensors (`{call name: {"key": [B, K, max_length, D], ...}}`) to hand to the next scope.
+            Keys and values of a batch that is known to be a single row have no axis for it.
 
     Raises:
         ValueError: if neither `cache` nor `max_length` is given, or a call goes past `max_length`.
@@ -80,19 +84,38 @@ class DecodingScope(Scope):
 
     _current = _decoding
 
-    def __init__(self, cache=None, index=0, max_length=None, padding_mask=None):
+    def __init__(self, cache=None, index=0, max_length=None, padding_mask=None, branches=None, products=None):
         super().__init__()
         if not cache and max_length is None:
             raise ValueError("`DecodingScope` needs a `cache` from an earlier scope, or the `max_length` of a new one.")
         self.cache = {} if cache is None else dict(cache)
         self.index = index
-        kept = (ops.shape(entry["key"])[2] for entry in self.cache.values() if "key" in entry)
+        kept = (ops.shape(entry["key"])[-2] for entry in self.cache.values() if "key" in entry)
         self.max_length = next(kept, max_length)
         self.padding_mask = padding_mask
+        self.branches = branches
+        self.products = products
+        self._first = not self.cache and isinstance(index, int) and index == 0
 
     def positions(self, length):
-        """Slots of the cache that the `length` tokens of this call take: int32 tensor of shape `[length]`."""
-        return ops.arange(length, dtype="int32") + ops.cast(self.index, "int32")
+        """Positions of the `length` tokens of this call: int32 tensor of shape `[length]`."""
+        index = ops.cast(self.index, "int32")
+        if self.branches is not None:
+            return ops.full((length,), index, dtype="int32")
+        return ops.arange(length, dtype="int32") + index
+
+    def key_positions(self, length):
+        """Positions of all that a call with `length` tokens may attend to: int32 tensor `[S]`, S as in `append`."""
+        places = ops.arange(length if self._first else self.max_length, dtype="int32")
+        return places if self.branches is None else self.branches.positions(places)
+
+    def total(self, length):
+        """How many tokens a row has after a call with `length` of them."""
+        return self.index + (length if self.branches is None else 1)
+
+    def among_branches(self, mask):
+        """A mask `[B|1, T, S]` narrowed to what the branch of each token has in it."""
+        return mask if self.branches is None else ops.logical_and(mask, self.branches.visible(self.max_length))
 
     def real(self, mask):
         """What of this call is real: the layer's own mask and the scope's, or None where there is neither."""
@@ -110,30 +133,42 @@ class DecodingScope(Scope):
             mask: boolean tensor of shape `[B, T]`, or None where all are real.
 
         Returns:
-            All keys, all values, and a boolean mask of shape `[B, max_length]` of those that are filled and real.
+            All keys, all values, and a boolean mask of shape `[B, S]` of those that are filled and real. S is
+            `max_length`, or T at the first call, where nothing else is there yet.
         """
         batch, heads, length, _ = ops.shape(key)
+        # Around an axis of a single row XLA copies the whole cache at each step.
+        rows = () if isinstance(batch, int) and batch == 1 else (batch,)
         if name not in self.cache:
             self.cache[name] = {
-                "key": ops.zeros((batch, heads, self.max_length, key.shape[3]), key.dtype),
-                "value": ops.zeros((batch, heads, self.max_length, value.shape[3]), value.dtype),
+                "key": ops.zeros((*rows, heads, self.max_length, key.shape[3]), key.dtype),
+                "value": ops.zeros((*rows, heads, self.max_length, value.shape[3]), value.dtype),
                 "mask": ops.zeros((batch, self.max_length), "bool"),
             }
         entry = self.cache[name]
-        self._check_room(length, ops.shape(entry["key"])[2])
+        self._check_room(length, ops.shape(entry["key"])[-2])
         real = self.real(mask)
         real = ops.ones((batch, length), "bool") if real is None else ops.broadcast_to(real, (batch, length))
+        place = self._place()
+
+        def updated(kept, new):
+            new = new if rows else ops.squeeze(new, axis=0)
+            return ops.slice_update(kept, (*(0,) * len(rows), 0, place, 0), new)
+
         self.cache[name] = entry = {
-            "key": ops.slice_update(entry["key"], (0, 0, self.index, 0), key),
-            "value": ops.slice_update(entry["value"], (0, 0, self.index, 0), value),
-            "mask": ops.slice_update(entry["mask"], (0, self.index), real),
+            "key": updated(entry["key"], key),
+            "value": updated(entry["value"], value),
+            "mask": ops.slice_update(entry["mask"], (0, place), real),
         }
-        return entry["key"], entry["value"], entry["mask"]
+        if self._first:
+            return key, value, real
+        key, value = (x if rows else ops.expand_dims(x, 0) for x in (entry["key"], entry["value"]))
+        return key, value, entry["mask"]
 
     def spread(self, mask, length):
         """A boolean `[B, T]` about the tokens of this call as one about the cache, `[B, length]`: False elsewhere."""
         rows = ops.zeros((ops.shape(mask)[0], length), "bool")
-        return ops.slice_update(rows, (0, self.index), mask)
+        return ops.slice_update(rows, (0, self._place()), mask)
 
     def once(self, name, compute):
         """The dict of tensors that `compute()` returned at the first call: what does not change from token to token."""
@@ -153,6 +188,10 @@ class DecodingScope(Scope):
         self.cache[name] = {"padding": padding}
         return padding
 
+    def _place(self):
+        """The slot of the cache that the first token of this call takes."""
+        return self.index if self.branches is None else self.branches.place(self.index)
+
     def _check_room(self, length, room):
         known = all(isinstance(number, int) for number in (self.index, length, room))
         if known and self.index + length > room:
@@ -160,6 +199,42 @@ class DecodingScope(Scope):
                 f"The cache has room for max_length={room} tokens; received {length} tokens at index={self.index}, "
                 f"which needs {self.index + length}."
             )
+
+
+class Branches:
+    """What a row may go on with, several tokens at one position, each of which continues another sequence.
+
+    The cache keeps the prompt once, and behind it the tokens of all branches side by side, step by step: nothing moves
+    when branches are dropped and others split, which only changes what each of them sees.
+
+    Args:
+        start: int or scalar int tensor. How many tokens came before there were branches, padding included.
+        origins: int tensor `[B, W, N]`: which of the `W` tokens of each step a branch has in it. Its own token is the
+            one of its own number.
+        count: scalar int tensor. Steps so far, this one included.
+    """
+
+    def __init__(self, start, origins, count):
+        self.start = start
+        self.origins = origins
+        self.count = count
+
+    def place(self, index):
+        """The slot of the cache that the first token at the position `index` takes."""
+        return self.start + self.origins.shape[1] * (index - self.start)
+
+    def positions(self, places):
+        """Positions of the tokens in these slots."""
+        later = self.start + (places - self.start) // self.origins.shape[1]
+        return ops.where(places < self.start, places, later)
+
+    def visible(self, length):
+        """Which slots of the cache each branch has in it: boolean `[B, W, length]`."""
+        batch, width, steps = ops.shape(self.origins)
+        own = ops.equal(ops.expand_dims(self.origins, -1), ops.arange(width, dtype="int32"))  # [B, W, N, W]
+        known = ops.reshape(ops.arange(steps, dtype="int32") < self.count, (1, 1, steps, 1))
+        own = ops.reshape(ops.logical_and(own, known), (batch, width, steps * width))
+        return ops.concatenate([ops.ones((batch, width, length - steps * width), "bool"), own], axis=-1)
 
 
 class RecordingScope(Scope):
@@ -245,6 +320,12 @@ def decoding():
 def recording():
     """The current `RecordingScope`, or None."""
     return _recording.get()
+
+
+def project(layer, x):
+    """`layer(x)` for a `keras.layers.Dense`, by the products of the current `DecodingScope` if it has any."""
+    scope = _decoding.get()
+    return layer(x) if scope is None or scope.products is None else scope.products.dense(layer, x)
 
 
 def record(layer, name, value, *sources):

@@ -19,7 +19,7 @@ from keras_transformer.layers import (
     RelativePositionBias,
     RotaryEmbedding,
 )
-from keras_transformer.scopes import DecodingScope, RecordingScope
+from keras_transformer.scopes import Branches, DecodingScope, RecordingScope
 
 T, MAX_LENGTH, DIM = 7, 9, 8
 NO_PADDING = np.ones((2, T), bool)
@@ -262,6 +262,42 @@ def test_a_compiled_step_takes_its_index_as_a_tensor():
         )
         np.testing.assert_allclose(as_numpy(logits)[:, 0], expected[:, index], atol=1e-4)
     assert keras.backend.backend() == "torch" or len(calls) == 1
+
+
+BRANCHING = pairs(position=tuple(POSITIONS), window=(None, 3), rows=(1, 2), mask_zero=(False, True))
+
+
+@pytest.mark.parametrize("case", BRANCHING, ids=case_id)
+def test_branches_are_decoded_as_each_would_be_alone(case):
+    width, steps, prompt_length, rows = 3, 3, 4, case["rows"]
+    options = POSITIONS[case["position"]]()
+    if case["position"] == "relative":
+        options = {"position": RelativePositionBias(2, 8, 16, bidirectional=False)}
+    elif case["position"] == "alibi":
+        options = {"position": AlibiBias(2)}
+    model = language_model(case["mask_zero"], sliding_window=case["window"], **options)
+    generator = np.random.default_rng(0)
+    prompt = generator.integers(1, 20, (rows, prompt_length)).astype("int32")
+    padding = np.arange(prompt_length) >= np.array([[0], [2]])[:rows]
+    prompt = np.where(padding, prompt, 0)
+    with DecodingScope(max_length=prompt_length + width * steps, padding_mask=ops.convert_to_tensor(padding)) as scope:
+        model(prompt)
+    cache, origins = scope.cache, np.zeros((rows, width, steps), "int32")
+    texts = np.zeros((rows, width, 0), "int32")
+    for i in range(steps):
+        parents = generator.integers(0, width, (rows, width))
+        origins, texts = (np.take_along_axis(x, parents[:, :, None], axis=1) for x in (origins, texts))
+        origins[:, :, i] = np.arange(width)
+        tokens = generator.integers(1, 20, (rows, width)).astype("int32")
+        texts = np.concatenate([texts, tokens[:, :, None]], axis=-1)
+        branches = Branches(prompt_length, ops.convert_to_tensor(origins), i + 1)
+        with DecodingScope(cache, prompt_length + i, branches=branches) as scope:
+            found = as_numpy(model(tokens))
+        cache = scope.cache
+        for row in range(rows):
+            for branch in range(width):
+                alone = np.concatenate([prompt[row][padding[row]], texts[row, branch]])[None]
+                np.testing.assert_allclose(found[row, branch], as_numpy(model(alone))[0, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize(("index", "length"), [(0, 10), (8, 2), (9, 1)])

@@ -48,11 +48,12 @@ class BeamSearch:
     def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
         """Generates `max_new_tokens` tokens after a prompt; arguments as in `TokenSampler.search`.
 
-        What `step` returns, and `logits`, are log-probabilities here: the scores of a beam are their sums.
+        What `step` returns, and `logits`, are log-probabilities here: the scores of a beam are their sums. `step` is
+        also told which beam of each earlier step a beam goes back to, `[B, width, max_new_tokens]`: the cache keeps
+        all of them where they are, as copying it for each step would take as long as the step.
         """
         width = self.width
         rows, vocabulary = ops.shape(logits)[0], logits.shape[-1]
-        cache = keras.tree.map_structure(lambda x: ops.repeat(x, width, axis=0), cache)
         logits = ops.repeat(logits, width, axis=0)
         # All beams begin alike: only the first counts, until they differ.
         only_first = ops.where(ops.arange(width) == 0, 0.0, LOWEST)
@@ -105,18 +106,20 @@ class BeamSearch:
             origins = ops.take_along_axis(beams, order, axis=1)
             return origins, live, whole, ops.logical_or(done, full)
 
-        def unfinished(i, origins, live, whole, done, cache):
+        def unfinished(i, beams, history, live, whole, done, cache):
             return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(done)))
 
-        def next_tokens(i, origins, live, whole, done, cache):
-            first = ops.expand_dims(ops.arange(rows, dtype="int32") * width, 1)
-            cache = reorder(cache, ops.reshape(first + origins, (-1,)))
-            logits, cache = step(ops.reshape(live["tokens"], (-1, max_new_tokens)), i - 1, cache)
-            return (i + 1, *advance(i, logits, live, whole, done), cache)
+        def next_tokens(i, beams, history, live, whole, done, cache):
+            own = ops.broadcast_to(ops.reshape(ops.arange(width, dtype="int32"), (1, width, 1)), (rows, width, 1))
+            history = ops.slice_update(take_beams(history, beams), (0, 0, i - 1), own)
+            logits, cache = step(ops.reshape(live["tokens"], (-1, max_new_tokens)), i - 1, cache, history)
+            beams, live, whole, done = advance(i, logits, live, whole, done)
+            return i + 1, beams, history, live, whole, done, cache
 
-        state = advance(ops.convert_to_tensor(0, "int32"), logits, live, whole, ops.zeros((rows,), "bool"))
-        state = (ops.convert_to_tensor(1, "int32"), *state, cache)
-        whole = ops.while_loop(unfinished, next_tokens, state)[3]
+        beams, *rest = advance(ops.convert_to_tensor(0, "int32"), logits, live, whole, ops.zeros((rows,), "bool"))
+        history = ops.zeros((rows, width, max_new_tokens), "int32")
+        state = (ops.convert_to_tensor(1, "int32"), beams, history, *rest, cache)
+        whole = ops.while_loop(unfinished, next_tokens, state)[4]
         return whole["tokens"][:, 0]
 
     def get_config(self):
@@ -134,11 +137,3 @@ class BeamSearch:
 def take_beams(x, beams):
     """`[B, beams, N]` at the beams `[B, count]`: `[B, count, N]`."""
     return ops.take_along_axis(x, ops.expand_dims(beams, -1), axis=1)
-
-
-def reorder(cache, rows):
-    """The cache with its rows in a new order, but for what all beams of a row have in common."""
-    return {
-        name: {key: ops.take(x, rows, axis=0) for key, x in entry.items()} if "key" in entry else entry
-        for name, entry in cache.items()
-    }

@@ -12,15 +12,15 @@ from keras_transformer.generation.batches import (
     left_padded,
     pad_rows,
     real_span,
-    repeat_rows,
 )
 from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
 from keras_transformer.generation.graph import DecodingGraph, mask_name
 from keras_transformer.generation.history import History
+from keras_transformer.generation.products import StepProducts
 from keras_transformer.generation.samplers import Greedy, Sampling
 from keras_transformer.layers import Placeholders, PositionalEmbedding
-from keras_transformer.scopes import DecodingScope
+from keras_transformer.scopes import Branches, DecodingScope
 
 SAMPLERS = {"greedy": Greedy, "sampling": Sampling, "beam_search": lambda: BeamSearch(4)}
 
@@ -120,7 +120,7 @@ class Generator:
         extra = bucket(batch, smallest=1, doubling_to=16) - batch
         arrays = {name: np.concatenate([x, x[:1].repeat(extra, 0)]) if x.ndim else x for name, x in arrays.items()}
         tensors = {name: ops.convert_to_tensor(x) for name, x in arrays.items()}
-        return ops.convert_to_numpy(self._function(max_new_tokens)(tensors))[:batch]
+        return ops.convert_to_numpy(self._function(max_new_tokens, len(arrays["prompt"]))(tensors))[:batch]
 
     def generate_tensors(self, inputs, max_new_tokens):
         """Generates tokens inside a `tf.function`, for a SavedModel; sizes may be unknown until run time.
@@ -221,39 +221,34 @@ class Generator:
         options = {**generator_options(directory, chosen=options), **options}
         return cls(load(directory) if model is None else model, **options)
 
-    def _function(self, max_new_tokens):
-        if max_new_tokens not in self._compiled:
-            tensors = {
-                **{
-                    name: keras.KerasTensor((None, *x.shape[1:]), x.dtype)
-                    for name, x in self.graph.source_inputs.items()
-                },
-                "prompt": keras.KerasTensor((None, None), "int32"),
-                "real": keras.KerasTensor((None, None), "bool"),
-                "seed": keras.KerasTensor((), "int32"),
-            }
-            if self.graph.segment_input is not None:
-                tensors["segments"] = keras.KerasTensor((None, None), "int32")
+    def _function(self, max_new_tokens, batch=None):
+        # One row is compiled apart: only where it is known that there are no others can its products be quick.
+        key = (max_new_tokens, 1 if batch == 1 else None)
+        if key not in self._compiled:
+            sources = {name: (x.shape[1:], x.dtype) for name, x in self.graph.source_inputs.items()}
+            sources |= {"prompt": ((None,), "int32"), "real": ((None,), "bool")}
+            sources |= {} if self.graph.segment_input is None else {"segments": ((None,), "int32")}
+            tensors = {name: keras.KerasTensor((key[1], *shape), dtype) for name, (shape, dtype) in sources.items()}
+            tensors["seed"] = keras.KerasTensor((), "int32")
 
             def loop(tensors):
                 return self._loop(tensors, max_new_tokens)
 
-            self._compiled[max_new_tokens] = compile_function(loop, self.model.variables, tensors, self.jit_compile)
-        return self._compiled[max_new_tokens]
+            self._compiled[key] = compile_function(loop, self.model.variables, tensors, self.jit_compile)
+        return self._compiled[key]
 
     def _loop(self, tensors, max_new_tokens):
         """Encoder, prompt and loop: all that is compiled."""
         prompt, real, seed = (tensors[name] for name in ("prompt", "real", "seed"))
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
         length = ops.shape(prompt)[1]
-        with DecodingScope(max_length=length + max_new_tokens, padding_mask=real) as scope:
+        beams = getattr(self.sampler, "width", 1)
+        with DecodingScope(max_length=length + beams * max_new_tokens, padding_mask=real) as scope:
             logits = self.graph.decode(prompt, boundary, tensors.get("segments"))[:, -1]
         new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
         history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
-        beams = getattr(self.sampler, "width", 1)
         later = history.repeated(beams)
-        if beams > 1:
-            boundary = [repeat_rows(x, beams) for x in boundary]
+        products = StepProducts(self.graph) if StepProducts.pay(self.jit_compile) else None
 
         def scores_of(logits, history):
             scores = ops.cast(logits, "float32")
@@ -263,11 +258,14 @@ class Generator:
                 return scores
             return self.constraints.apply(scores, history, self.end_id)
 
-        def step(tokens, count, cache):
-            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)
-            with DecodingScope(cache, length + count) as scope:
-                logits = self.graph.decode(last, boundary)
-            return scores_of(logits[:, 0], later.then(tokens, count + 1)), scope.cache
+        def step(tokens, count, cache, origins=None):
+            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)  # [B, 1], or of all beams one after the other
+            last = ops.reshape(last, (-1, beams))
+            branches = None if origins is None else Branches(length, origins, count + 1)
+            with DecodingScope(cache, length + count, branches=branches, products=products) as scope:
+                logits = self.graph.decode(last, boundary, products=products)
+            logits = ops.reshape(logits, (-1, logits.shape[-1]))
+            return scores_of(logits, later.then(tokens, count + 1)), scope.cache
 
         scores = scores_of(logits, history)
         return self.sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)

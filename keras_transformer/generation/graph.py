@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_transformer.layers import MultiHeadSelfAttention
 from keras_transformer.models.functional import functional_graph
+from keras_transformer.ops.masks import get_mask, set_mask
 
 # Keras layers whose result at one position depends on others, in a way that no cache of ours follows.
 MIXING_LAYERS = (
@@ -32,11 +33,28 @@ class Step:
         self.outputs = outputs
         self._node = node
 
-    def run(self, values):
+    def run(self, values, products=None):
+        if products is not None:
+            result = self._fast(values, products)
+            if result is not None:
+                values[self.outputs[0]] = result
+                return
         tensors = {id(x): values[key] for x, key in zip(self._node.input_tensors, self.inputs, strict=True)}
         args, kwargs = self._node.arguments.fill_in(tensors)
         results = keras.tree.flatten(self.operation(*args, **kwargs))
         values.update(zip(self.outputs, results, strict=True))
+
+    def is_tied_output(self):
+        """Whether this is an embedding read backwards, as the output projection."""
+        reversible = isinstance(self.operation, keras.layers.ReversibleEmbedding) and self.operation.tie_weights
+        return reversible and bool(self._node.arguments.kwargs.get("reverse"))
+
+    def _fast(self, values, products):
+        """The result by `products`, or None where the operation is to compute it."""
+        if type(self.operation) is keras.layers.Dense:
+            x = values[self.inputs[0]]
+            return set_mask(products.dense(self.operation, x), get_mask(x))
+        return products.tied_output(self.operation, values[self.inputs[0]]) if self.is_tied_output() else None
 
     def layers(self):
         """The operation, if it is a layer, and all layers in it."""
@@ -96,17 +114,18 @@ class DecodingGraph:
             step.run(values)
         return [values[key] for key in self._boundary]
 
-    def decode(self, tokens, boundary, segments=None):
+    def decode(self, tokens, boundary, segments=None, products=None):
         """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary].
 
-        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix.
+        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix. With `products`
+        (`StepProducts`) they compute what they can.
         """
         values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
         for name, (key, dtype) in self._beside.items():  # Which tokens are padding is said by the scope.
             given = segments if name == self.segment_input else None
             values[key] = ops.ones_like(tokens, dtype=dtype) if given is None else ops.cast(given, dtype)
         for step in self._decoder:
-            step.run(values)
+            step.run(values, products)
         return values[self._output]
 
     def consumers(self, name):
@@ -117,6 +136,10 @@ class DecodingGraph:
     def decoder_layers(self):
         """All layers in the half that depends on the tokens."""
         return [layer for step in self._decoder for layer in step.layers()]
+
+    def tied_outputs(self):
+        """The embeddings that the tokens' half also reads backwards."""
+        return [step.operation for step in self._decoder if step.is_tied_output()]
 
     def _key(self, scope, x):
         self._kept.append(x)

@@ -67,13 +67,17 @@ class Attention(keras.layers.Layer):
         return layer
 
     def project_query(self, x):
-        query = scopes.record(self, "query", split_heads(self.query(x), self.num_heads), x)  # [B, H, T, D]
+        query = scopes.record(
+            self, "query", split_heads(scopes.project(self.query, x), self.num_heads), x
+        )  # [B, H, T, D]
         return self._normalized("query", query, self.query_norm)
 
     def project_key_value(self, source):
         key_heads = self.num_key_value_heads or self.num_heads
-        key = scopes.record(self, "key", split_heads(self.key(source), key_heads), source)  # [B, K, S, D]
-        value = scopes.record(self, "value", split_heads(self.value(source), key_heads), source)
+        key = scopes.record(
+            self, "key", split_heads(scopes.project(self.key, source), key_heads), source
+        )  # [B, K, S, D]
+        value = scopes.record(self, "value", split_heads(scopes.project(self.value, source), key_heads), source)
         return self._normalized("key", key, self.key_norm), value
 
     def _normalized(self, name, x, norm):
@@ -96,7 +100,7 @@ class Attention(keras.layers.Layer):
             padding=padding,
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
-        return scopes.record(self, "output", self.output_projection(joined), joined)
+        return scopes.record(self, "output", scopes.project(self.output_projection, joined), joined)
 
     def shared_config(self):
         return {
@@ -253,7 +257,7 @@ class MultiHeadSelfAttention(Attention):
             self._check_causal()
             key, value, mask = scope.append(name, key, value, mask)
         check_explicit(attention_mask, attention_bias, x.shape[1], key.shape[2])
-        key_positions = query_positions if scope is None else ops.arange(ops.shape(key)[2], dtype="int32")
+        key_positions = query_positions if scope is None else scope.key_positions(length)
         if self.position is not None:
             bias = self.position.add_bias(attention_bias, query_positions, key_positions)
             if bias is not attention_bias:
@@ -265,6 +269,7 @@ class MultiHeadSelfAttention(Attention):
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
         allowed = make_attention_mask(query_positions, key_positions, self.causal, self.sliding_window, mask, prefix)
+        allowed = allowed if scope is None else scope.among_branches(allowed)
         parts = (query_positions, key_positions, mask, *(prefix or (None, None)), attention_mask)
         mask = scopes.record(self, "mask", combine(attention_mask, allowed), query, *parts)
         return self.attend(query, key, value, mask, attention_bias, training)
@@ -284,7 +289,7 @@ class MultiHeadSelfAttention(Attention):
         if scope is None:
             return length if mask is None else ops.sum(ops.cast(mask, "int32"), axis=-1)
         padding = scope.padding_before(f"{name}/position", mask)
-        total = scope.index + length
+        total = scope.total(length)
         return total if padding is None else total - padding[:, 0]
 
     def _check_causal(self):

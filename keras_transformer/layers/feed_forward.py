@@ -71,11 +71,12 @@ class FeedForward(keras.layers.Layer):
         return layer
 
     def call(self, x, training=None):
-        projected = [scopes.record(self, "up", self.up(x), x)]
+        projected = [scopes.record(self, "up", scopes.project(self.up, x), x)]
         if self.gated:
-            projected.append(scopes.record(self, "gate", self.gate(x), x))
+            projected.append(scopes.record(self, "gate", scopes.project(self.gate, x), x))
         hidden = scopes.record(self, "hidden", activate(self.activation, *projected), *projected)
-        return scopes.record(self, "output", self.down(self.hidden_dropout(hidden, training=training)), hidden)
+        output = scopes.project(self.down, self.hidden_dropout(hidden, training=training))
+        return scopes.record(self, "output", output, hidden)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -229,13 +229,13 @@ class ScoreBias(PositionEncoding):
         self.num_heads = num_heads
 
     def call(self, x):
-        """Bias for self-attention over `x`: `[1, heads, T, S]`, S = T, or the cache's length under a scope."""
+        """Bias for self-attention over `x`: `[1, heads, T, S]`, S = T, or what a call under a scope may attend to."""
         length = ops.shape(x)[1]
         scope = scopes.decoding()
         if scope is None:
             positions = key_positions = ops.arange(length, dtype="int32")
         else:
-            positions, key_positions = scope.positions(length), ops.arange(scope.max_length, dtype="int32")
+            positions, key_positions = scope.positions(length), scope.key_positions(length)
         return ops.cast(self.bias(positions, key_positions), self.compute_dtype)
 
     def bias(self, query_positions, key_positions):
