@@ -100,7 +100,7 @@ def dot_product_attention(
     if mask is not None:
         mask = with_head_axis(ops.convert_to_tensor(mask, dtype="bool"))  # [B|1, H|1, T|1, S]
     told = causal, padding, sliding_window
-    pays = in_blocks and kernel == "auto" and blockwise_pays(query, key, mask, bias, *told, dropout is not None)
+    pays = in_blocks and kernel == "auto" and blockwise_pays(query, key, causal, sliding_window, dropout is not None)
     if kernel == "blockwise" or pays:
         drawn = (dropout.rate, dropout.seed_generator.next()) if dropout is not None and dropout.rate else None
         bias = None if bias is None else ops.convert_to_tensor(bias)

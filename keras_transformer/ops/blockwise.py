@@ -10,11 +10,14 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_transformer.ops.looping import compiled_by_xla, product, walk, with_gradient
+from keras_transformer.ops.looping import compiled_by_xla, on_cpu, product, walk, with_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
 
 HIDDEN = -1e30  # What is added to a hidden score: a softmax gives it exactly 0.
 CAUSAL_SEGMENTS = 8  # Blocks of a segment read the keys up to its end: of the hidden half, an eighth is computed.
+
+
+MANY_SCORES = 2**27  # 512 MB of float32, for each of the copies that the plain kernel makes of them.
 
 
 class Settings(NamedTuple):
@@ -76,9 +79,33 @@ def blockwise_attention(
     return _attention(settings)((query, key, value, bias), (mask, padding, seed))
 
 
-def blockwise_pays(query, key, mask, bias, causal, padding, window, drops):
-    """Whether blocks are the better way on this backend and device: as fast, or for lack of memory for all scores."""
-    return False
+def blockwise_pays(query, key, causal, window, drops):
+    """Whether blocks are the better way: measured to be as fast at least, or held back by the memory of all scores.
+
+    Args:
+        query: tensor of shape `[B, H, T, D]`. Where `T` or `S` is not known, blocks are not chosen.
+        key: tensor of shape `[B, K, S, D]`.
+        causal: boolean. Of blocks, half is never computed.
+        window: int or None. Of blocks, what it leaves is computed.
+        drops: boolean. Whether weights are dropped: blocks draw what they drop once more for the gradient.
+
+    Returns:
+        boolean.
+    """
+    batch, heads, length, _ = query.shape
+    key_length = key.shape[2]
+    if length is None or key_length is None:
+        return False
+    backend = keras.backend.backend()
+    if backend != "tensorflow" and not on_cpu(query):
+        return False  # Kernels of GPUs hold no scores.
+    narrow = window is not None and 4 * window <= key_length
+    scores = (batch or 1) * heads * length * key_length
+    if backend == "torch":  # Its kernel for CPUs holds no scores either, but it has neither windows nor dropout.
+        return min(length, key_length) >= 1024 and narrow or (drops and scores >= MANY_SCORES)
+    if min(length, key_length) >= 512 and (narrow or (causal and window is None)):
+        return True
+    return scores >= (MANY_SCORES if backend == "tensorflow" or drops else MANY_SCORES // 4)
 
 
 def block_size(query, key, scores=2**24):
@@ -353,6 +380,8 @@ class _Block:
 
 class _Seed(keras.random.SeedGenerator):
     """A seed that has been drawn, for Keras' functions to draw with again."""
+
+    _initial_seed = 0  # Not None, by which Keras on torch would know that no seed was asked for.
 
     def __init__(self, value):
         self.value = value

@@ -15,6 +15,15 @@ def compiled_by_xla():
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
+def on_cpu(x):
+    """Whether JAX or torch computes with `x` on a CPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    return x.device.type == "cpu"
+
+
 def walk(count, step, carried, dtypes):
     """Takes steps, each after the one before it is done, so that no two hold their intermediates at once.
 

@@ -197,3 +197,38 @@ def test_a_walk_carries_and_keeps(count):
     sums = np.cumsum(np.r_[1, np.arange(count) + 1])
     np.testing.assert_array_equal(as_numpy(total), [sums[-1]] * 2)
     np.testing.assert_array_equal(as_numpy(kept), np.stack([2 * sums[:-1]] * 2, axis=1))
+
+
+def test_auto_takes_blocks_where_they_pay(monkeypatch):
+    taken = []
+    monkeypatch.setattr(kt.ops.attention, "blockwise_attention", lambda *_: taken.append("blocks"))
+    monkeypatch.setattr(kt.ops.blockwise, "MANY_SCORES", 2**22)
+    backend = keras.backend.backend()
+    monkeypatch.setattr(kt.ops.blockwise, "on_cpu", lambda _: True)
+
+    def taken_for(length, **options):
+        taken.clear()
+        x = ops.zeros((1, 1, length, 2))
+        dot_product_attention(x, x, x, **options)
+        return bool(taken)
+
+    drop = keras.layers.Dropout(0.1)
+    assert not taken_for(128, causal=True) and not taken_for(128, sliding_window=8) and not taken_for(512)
+    assert taken_for(512, causal=True) == (backend != "torch")
+    assert taken_for(1024, sliding_window=256) and not taken_for(1024, sliding_window=512, dropout=drop)
+    assert taken_for(2048, dropout=drop)
+    assert taken_for(2048) == (backend != "torch")
+    assert not taken_for(1024, dropout=drop) and not taken_for(1024, dropout=lambda x: x)
+    assert not taken_for(2048, dropout=lambda x: x) and not taken_for(2048, return_weights=True)
+    monkeypatch.setattr(kt.ops.blockwise, "on_cpu", lambda _: False)
+    assert taken_for(1024, causal=True) == (backend == "tensorflow")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 64])
+def test_layers_are_the_same_in_blocks(monkeypatch, causal, window):
+    layer = kt.layers.MultiHeadSelfAttention(2, causal=causal, sliding_window=window, position=kt.layers.AlibiBias(2))
+    x = ops.convert_to_tensor(random(1, 40, WIDTH))
+    expected = as_numpy(layer(x))
+    monkeypatch.setattr(kt.ops.attention, "blockwise_pays", lambda *_: True)
+    np.testing.assert_allclose(as_numpy(layer(x)), expected, atol=2e-6)
