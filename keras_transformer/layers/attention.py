@@ -83,7 +83,7 @@ class Attention(keras.layers.Layer):
     def _normalized(self, name, x, norm):
         return x if norm is None else scopes.record(self, f"normalized_{name}", norm(x), x)
 
-    def attend(self, query, key, value, mask, bias, training, causal=False, padding=None):
+    def attend(self, query, key, value, mask, bias, training, causal=False, padding=None, sliding_window=None):
         """Attention of projected heads, the heads joined and projected: `[B, T, dim]`."""
         recording = scopes.recording()
         attended = dot_product_attention(
@@ -98,6 +98,7 @@ class Attention(keras.layers.Layer):
             record=None if recording is None else functools.partial(scopes.record, self),
             causal=causal,
             padding=padding,
+            sliding_window=sliding_window,
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
         return scopes.record(self, "output", scopes.project(self.output_projection, joined), joined)
@@ -263,8 +264,9 @@ class MultiHeadSelfAttention(Attention):
             if bias is not attention_bias:
                 scopes.record(self, "bias", bias, key, *([] if attention_bias is None else [attention_bias]))
             attention_bias = bias
-        if self._only_positions_hide(scope, prefix_mask):  # Kernels know causality and padding without a mask.
-            return self.attend(query, key, value, attention_mask, attention_bias, training, self.causal, mask)
+        if scope is None and prefix_mask is None and scopes.recording() is None:
+            told = self.causal, mask, self.sliding_window  # Kernels know these without a mask.
+            return self.attend(query, key, value, attention_mask, attention_bias, training, *told)
         prefix = None
         if prefix_mask is not None:
             prefix = (prefix_mask, prefix_mask if scope is None else scope.spread(prefix_mask, ops.shape(key)[2]))
@@ -273,11 +275,6 @@ class MultiHeadSelfAttention(Attention):
         parts = (query_positions, key_positions, mask, *(prefix or (None, None)), attention_mask)
         mask = scopes.record(self, "mask", combine(attention_mask, allowed), query, *parts)
         return self.attend(query, key, value, mask, attention_bias, training)
-
-    def _only_positions_hide(self, scope, prefix_mask):
-        """Whether nothing but causality, padding and an explicit mask hides keys, and no mask is to be recorded."""
-        plain = scope is None and self.sliding_window is None and prefix_mask is None
-        return plain and scopes.recording() is None
 
     def _rotated(self, name, x, positions, total):
         rotated = self.position.rotate(x, positions, total)

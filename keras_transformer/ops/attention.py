@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
+from keras_transformer.ops.blockwise import blockwise_attention, blockwise_pays
 from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
 
-KERNELS = ("auto", "plain", "fused")
+KERNELS = ("auto", "plain", "fused", "blockwise")
 
 
 def dot_product_attention(
@@ -23,6 +24,7 @@ def dot_product_attention(
     record=None,
     causal=False,
     padding=None,
+    sliding_window=None,
 ):
     """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
 
@@ -37,11 +39,13 @@ def dot_product_attention(
         mask: boolean tensor, True = attend, of shape `[T, S]`, `[B|1, T|1, S]` or `[B|1, H|1, T|1, S]`, or None.
         bias: float tensor added to the scaled scores, of shape `[B|1, H|1, T, S]`, or None.
         scale: float. Default `D ** -0.5`.
-        dropout: function applied to the weights (a `keras.layers.Dropout` in training), or None.
+        dropout: function applied to the weights, or None; for the blockwise kernel a `keras.layers.Dropout`, whose rate
+            and seed it draws with block by block, to draw the same again for the gradient.
         softmax: function `(scores, mask)` to weights, where scores `[B, H, T, S]` have the bias in them already and the
             mask is one that broadcasts to them, or None; by default `masked_softmax`. Only the plain kernel takes it.
-        kernel: `"plain"`, written out in `keras.ops`, the reference; `"fused"`, the backend's own kernel; or `"auto"`,
-            the fused kernel where it is the faster one (JAX and torch) and can do what is asked for.
+        kernel: `"plain"`, written out in `keras.ops`, the reference; `"fused"`, the backend's own kernel;
+            `"blockwise"`, a block of queries at a time, with memory linear in the length; or `"auto"`: blockwise where
+            `blockwise_pays`, the fused kernel where it is the faster one (JAX and torch) and can do what is asked for.
         return_weights: boolean. Whether to also return the attention weights (only the plain kernel has them).
         record: function `(name, tensor, *sources)` to call with each intermediate of the plain kernel, or None: `mask`,
             `bias`, `scores`, `scaled_scores`, `biased_scores`, `masked_scores` (where the softmax is the default one),
@@ -49,13 +53,14 @@ def dot_product_attention(
         causal: boolean. Whether query t attends to keys 0 to t alone. A mask could say so as well, but a kernel that is
             told computes nothing for what is hidden.
         padding: boolean tensor of shape `[B, S]`, True for real keys, or None. A mask could say this as well.
+        sliding_window: int or None. Query t attends to keys less than so many positions away from t alone.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
         `[B, H, T, S]`, before dropout.
 
     Raises:
-        ValueError: if `K` does not divide `H`, `kernel` is unknown, or the fused kernel is asked for what it cannot do.
+        ValueError: if `K` does not divide `H`, `kernel` is unknown, or a kernel is asked for what it cannot do.
 
     Reference: [Attention Is All You Need](https://arxiv.org/abs/1706.03762), equation 1; grouped queries:
     [Ainslie et al., 2023](https://arxiv.org/abs/2305.13245).
@@ -76,10 +81,17 @@ def dot_product_attention(
             "The number of query heads must be a multiple of the number of key-value heads; received "
             f"{query.shape[1]} query heads and {key.shape[1]} key-value heads."
         )
-    needs_weights = dropout is not None or softmax is not None or return_weights or record is not None
+    shows_weights = softmax is not None or return_weights or record is not None
+    needs_weights = dropout is not None or shows_weights
     if kernel == "fused" and needs_weights:
         raise ValueError(
             "`kernel='fused'` never holds the weights: it has neither `dropout` nor `return_weights` nor `softmax`."
+        )
+    in_blocks = not shows_weights and (dropout is None or isinstance(dropout, keras.layers.Dropout))
+    if kernel == "blockwise" and not in_blocks:
+        raise ValueError(
+            "`kernel='blockwise'` never holds all weights: it has neither `return_weights` nor `record` nor `softmax`, "
+            "and `dropout` must be a `keras.layers.Dropout`."
         )
     if scale is None:
         scale = query.shape[-1] ** -0.5
@@ -87,18 +99,24 @@ def dot_product_attention(
         padding = ops.convert_to_tensor(padding, dtype="bool")
     if mask is not None:
         mask = with_head_axis(ops.convert_to_tensor(mask, dtype="bool"))  # [B|1, H|1, T|1, S]
+    told = causal, padding, sliding_window
+    pays = in_blocks and kernel == "auto" and blockwise_pays(query, key, causal, sliding_window, dropout is not None)
+    if kernel == "blockwise" or pays:
+        drawn = (dropout.rate, dropout.seed_generator.next()) if dropout is not None and dropout.rate else None
+        bias = None if bias is None else ops.convert_to_tensor(bias)
+        return blockwise_attention(query, key, value, mask, bias, scale, *told, drawn)
     fused = kernel == "fused" or (
         kernel == "auto" and not needs_weights and _fused_is_faster() and not prefers_products(query)
     )
-    if fused and mask is None and bias is None:
+    if fused and mask is None and bias is None and sliding_window is None:
 
         def otherwise(query, key, value, padding):
-            return _masked(query, key, value, _told(None, query, key, causal, padding), None, scale)[0]
+            return _masked(query, key, value, _told(None, query, key, *told), None, scale)[0]
 
         output = flash_attention(query, key, value, causal, padding, scale, otherwise)
         if output is not None:
             return output
-    mask = _told(mask, query, key, causal, padding)
+    mask = _told(mask, query, key, *told)
     if fused and (kernel == "fused" or not refuses_gradient(query, key, mask, bias)):
         return _fused(query, key, value, mask, bias, scale)
     wants_weights = return_weights or record is not None
@@ -108,12 +126,12 @@ def dot_product_attention(
     return (output, weights) if return_weights else output
 
 
-def _told(mask, query, key, causal, padding):
-    """The mask and what causality and padding say, as one: `[B|1, H|1, T|1, S]`, or None."""
-    if not causal and padding is None:
+def _told(mask, query, key, causal, padding, window):
+    """The mask and what causality, padding and a window say, as one: `[B|1, H|1, T|1, S]`, or None."""
+    if not causal and padding is None and window is None:
         return mask
-    positions = [ops.arange(ops.shape(x)[2], dtype="int32") for x in (query, key)] if causal else (None, None)
-    told = with_head_axis(make_attention_mask(*positions, causal, padding=padding))
+    positions = [ops.arange(ops.shape(x)[2], dtype="int32") for x in (query, key)]
+    told = with_head_axis(make_attention_mask(*positions, causal, window, padding))
     return told if mask is None else ops.logical_and(mask, told)
 
 

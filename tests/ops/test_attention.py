@@ -9,7 +9,7 @@ from keras import ops
 import keras_transformer as kt
 from keras_transformer.ops import dot_product_attention, make_attention_mask
 
-KERNELS = ("plain", "fused")
+KERNELS = ("plain", "fused", "blockwise")
 T, S, D, E = 5, 7, 4, 4
 TOLERANCE = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 
@@ -246,6 +246,9 @@ def test_dropout_acts_on_the_weights_and_leaves_those_returned_alone():
         ({"kernel": "fused", "return_weights": True}, "neither `dropout` nor `return_weights`"),
         ({"kernel": "fused", "dropout": lambda x: x}, "neither `dropout` nor `return_weights`"),
         ({"kernel": "fused", "softmax": lambda scores, mask: scores}, "nor `softmax`"),
+        ({"kernel": "blockwise", "softmax": lambda scores, mask: scores}, "nor `softmax`"),
+        ({"kernel": "blockwise", "return_weights": True}, "neither `return_weights`"),
+        ({"kernel": "blockwise", "dropout": lambda x: x}, "must be a `keras.layers.Dropout`"),
         ({"key_heads": 3}, "8 query heads and 3 key-value heads"),
     ],
 )
