@@ -130,6 +130,9 @@ def report(name, result):
             if rate:
                 share = result[f"share_of_{side}_matrix_rate"] = result["flops"] / ours["seconds"] / rate
                 print(f"  {100 * share:.1f}% of the matrix rate of the process of {side}, {rate / 1e9:.0f} GFLOP/s")
+    if result["compile_seconds"]:
+        parts = ", ".join(f"{way} {seconds:.0f} s" for way, seconds in result["compile_seconds"].items())
+        print(f"  prepared after: {parts}")
     for way, error in result["errors"].items():
         print(f"  {way}: {error}")
 
