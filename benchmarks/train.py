@@ -43,7 +43,7 @@ FLOPS = {
     "vit": flops.vision_transformer,
     "causal_lm": flops.causal_lm,
 }
-MATRICES = {False: (1024, 2048, 4096), True: (64, 128)}  # Sizes of the products, whether small or not.
+MATRICES = {False: (1024, 2048), True: (64, 128)}  # Sizes of the products, whether small or not.
 
 
 def main():

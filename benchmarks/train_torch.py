@@ -1,14 +1,11 @@
-"""The side of `train.py` that runs on torch: its own layers, and timm's vision transformer, eager and compiled."""
+"""The side of `train.py` that runs on torch: models of its own layers, eager and compiled."""
 
 import time
 
 try:
-    import timm
     import torch
 except ImportError as error:
-    raise ImportError(
-        "This side runs on torch and timm: `pip install keras-transformer-layers[bench]`; missing: " + error.name
-    ) from error
+    raise ImportError("This side runs on torch: `pip install keras-transformer-layers[bench]`.") from error
 from torch import nn
 
 
@@ -100,12 +97,20 @@ class EncoderDecoder(nn.Module):
         return nn.functional.linear(x, self.target.tokens.weight)
 
 
-def vit(s):
-    return timm.models.VisionTransformer(
-        img_size=s["image"], patch_size=s["patch"], embed_dim=s["dim"], depth=s["depth"], num_heads=s["heads"],
-        mlp_ratio=s["hidden"] / s["dim"], num_classes=s["classes"], pos_drop_rate=s["dropout"],
-        proj_drop_rate=s["dropout"], attn_drop_rate=s["dropout"],
-    )  # fmt: skip
+class VisionTransformer(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.patches = nn.Conv2d(3, s["dim"], s["patch"], s["patch"])
+        self.class_token = nn.Parameter(torch.zeros(1, 1, s["dim"]))
+        self.positions = nn.Parameter(torch.zeros(1, (s["image"] // s["patch"]) ** 2 + 1, s["dim"]))
+        self.dropout, self.blocks, self.logits = nn.Dropout(s["dropout"]), stack(s), nn.Linear(s["dim"], s["classes"])
+        for block in self.blocks.layers:
+            block.dropout = nn.Dropout(s["dropout"])
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).mT  # [B, T, dim]
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.logits(self.blocks(self.dropout(x))[:, 0])
 
 
 def matmul(size):
@@ -119,4 +124,4 @@ def matmul(size):
     return block
 
 
-MODELS = {"encoder": Encoder, "encoder_decoder": EncoderDecoder, "vit": vit, "causal_lm": CausalLM}
+MODELS = {"encoder": Encoder, "encoder_decoder": EncoderDecoder, "vit": VisionTransformer, "causal_lm": CausalLM}

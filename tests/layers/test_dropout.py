@@ -89,6 +89,7 @@ def test_the_gradient_goes_where_the_value_went():
 
 def test_blocks_keep_the_paths_of_their_seeds():
     """Weight files know Keras' own dropout by these."""
+    keras.utils.clear_session()
     block = kt.layers.EncoderBlock(kt.layers.MultiHeadSelfAttention(2, dropout=0.1), 8, dropout=0.1, name="block")
     block.build((1, 3, 4))
     paths = [v.path for v in block.non_trainable_variables]
