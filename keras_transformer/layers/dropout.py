@@ -13,7 +13,8 @@ class Dropout(keras.layers.Dropout):
     Only the random bits differ. XLA on a CPU spends more time on those of a generator such as Philox than on the rest
     of a young block: here, wherever a program is compiled by XLA, each element's bits are a hash of its place and of
     the seed, which is computed where it is read and never lies in memory. TensorFlow without XLA takes 16 bits an
-    element from its own generator, half of what Keras takes. torch drops elements by its own function.
+    element from its own generator, half of what Keras takes, so that a rate counts in steps of 1/65,536. torch drops
+    elements by its own function.
 
     Args:
         rate: float between 0 and 1. Share of the elements that become zero; 1 drops all.
@@ -47,7 +48,8 @@ class Dropout(keras.layers.Dropout):
             return super().call(inputs, training=training)
         seed, shape = self.seed_generator.next(), self._noise_shape(inputs)
         if backend == "tensorflow" and not _compiled_by_xla():
-            keeps, rate = _drawn(seed, shape, self.rate), round(self.rate * 2**16) / 2**16
+            threshold = min(round(self.rate * 2**16), 2**16 - 1)
+            keeps, rate = _drawn(seed, shape, threshold), threshold / 2**16
         else:
             keeps, rate = _hashed(seed, shape, self.rate), self.rate
         return ops.where(keeps, inputs * ops.cast(1 / (1 - rate), inputs.dtype), ops.cast(0, inputs.dtype))
@@ -68,7 +70,7 @@ def _hashed(seed, shape, rate):
     # XLA has no range of `uint32` for TensorFlow.
     places = ops.arange(size, dtype="int32" if keras.backend.backend() == "tensorflow" else "uint32")
     bits = _mixed(_mixed(ops.reshape(ops.cast(places, "uint32"), shape) + first) ^ second)
-    return bits >= _uint32(round(rate * 2**32))
+    return bits >= _uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mixed(bits):
@@ -90,12 +92,12 @@ def _compiled_by_xla():
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def _drawn(seed, shape, rate):
-    """The same by 16 bits an element from TensorFlow's generator."""
+def _drawn(seed, shape, threshold):
+    """Which elements to keep: those whose 16 bits from TensorFlow's generator reach a threshold."""
     import tensorflow as tf
 
     size = tf.reduce_prod(shape)
     seed = tf.cast(tf.math.floormod(seed, tf.int32.max), "int32")
     words = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32)
     bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], shape)
-    return bits >= tf.constant(round(rate * 2**16), tf.uint16)
+    return bits >= tf.constant(threshold, tf.uint16)

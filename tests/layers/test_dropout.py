@@ -65,6 +65,12 @@ def test_a_seed_says_what_is_dropped_and_nothing_is_without_training(way):
     np.testing.assert_array_equal(as_numpy(Dropout(1.0)(x, training=True)), 0)
 
 
+@pytest.mark.parametrize("rate", [1e-12, 1 - 1e-12])
+def test_rates_next_to_none_and_all(way, rate):
+    mask = kept(Dropout(rate, seed=0), (8, 8), way)
+    assert mask.all() if rate < 0.5 else not mask.any()
+
+
 def test_noise_of_a_smaller_shape_drops_whole_rows(way):
     mask = kept(Dropout(0.5, noise_shape=(None, 1, 1), seed=0), (256, 3, 4), way)
     assert (mask == mask[:, :1, :1]).all()
