@@ -16,6 +16,7 @@ import os
 import time
 from pathlib import Path
 
+import flops
 from side_by_side import Worker, measure, serve
 
 SIZES = {
@@ -43,24 +44,12 @@ PEERS = {
     "generate": ["transformers", "transformers-static"],
 }
 STEPS = 10  # Training steps in a block.
-
-
-def training_flops(case, s):
-    """Floating-point operations that a training step cannot do without: forward once, backward twice as much."""
-    if case == "matmul":
-        return 2 * s["size"] ** 3
-    dim, depth = s["dim"], s["depth"]
-    if case == "gpt2":
-        tokens, weights = s["batch"] * s["length"], depth * 12 * dim**2 + dim * s["vocabulary"]
-        return tokens * (6 * weights + 12 * depth * s["length"] * dim / 2)
-    if case == "vit":
-        patches = (s["image"] // s["patch"]) ** 2
-        blocks = (patches + 1) * (6 * depth * 12 * dim**2 + 12 * depth * (patches + 1) * dim)
-        return s["batch"] * (blocks + 6 * patches * 3 * s["patch"] ** 2 * dim + 6 * dim * s["classes"])
-    feed_forward, length = 2 * dim * s["hidden"], s["length"]
-    weights = depth * (4 * dim**2 + feed_forward) + depth * (8 * dim**2 + feed_forward) + dim * s["vocabulary"]
-    attention = 12 * depth * length * dim * (1 + 1 / 2 + 1)  # Encoder, causal decoder, from decoder to encoder.
-    return s["batch"] * length * (6 * weights + attention)
+FLOPS = {
+    "matmul": flops.matmul,
+    "gpt2": flops.causal_lm,
+    "vit": flops.vision_transformer,
+    "translation": flops.encoder_decoder,
+}
 
 
 def main():
@@ -94,7 +83,7 @@ def main():
         results[case] = measure_case(case, arguments)
         if case == "matmul" and results[case]["ways"]:
             seconds = min(way["seconds"] for way in results[case]["ways"].values())
-            rate = training_flops(case, sizes_of(case, arguments)) / seconds
+            rate = FLOPS[case](sizes_of(case, arguments)) / seconds
         report(case, results[case], rate)
         if arguments.output:
             arguments.output.write_text(json.dumps({"matrix_rate": rate, "cases": results}, indent=2) + "\n")
@@ -115,8 +104,8 @@ def measure_case(case, arguments):
     if not arguments.no_peers:
         workers += [worker("peer", peer, case, arguments) for peer in PEERS[case]]
     result = {"sizes": sizes, **measure(workers, arguments.seconds, arguments.repeat, arguments.patience)}
-    if case != "generate":
-        result["flops"] = training_flops(case, sizes)
+    if case in FLOPS:
+        result["flops"] = FLOPS[case](sizes)
     return result
 
 

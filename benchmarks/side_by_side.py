@@ -39,18 +39,20 @@ def measure(workers, seconds, repeat, patience):
             for worker in workers:
                 for way in worker.ready:
                     found = worker.time(way, seconds, result)
-                    times.setdefault(f"{worker.label}{way}", []).extend(found)
+                    times.setdefault(f"{worker.label}{way}", []).append(found)
     finally:
         for worker in workers:
             worker.stop()
-    result["ways"] = {name: summary(found) for name, found in times.items() if found}
+    result["ways"] = {name: summary([turn for turn in turns if turn]) for name, turns in times.items() if any(turns)}
     return result
 
 
-def summary(times):
-    """Median of seconds, first and third quartile, and of how many blocks."""
+def summary(turns):
+    """Median of seconds, first and third quartile, how many blocks, and the median of each turn."""
+    times = [seconds for turn in turns for seconds in turn]
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-    return {"seconds": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "blocks": len(times)}
+    medians = [statistics.median(turn) for turn in turns]
+    return {"seconds": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "blocks": len(times), "turns": medians}
 
 
 class Worker:

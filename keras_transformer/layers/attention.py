@@ -6,6 +6,7 @@ from keras import ops
 from keras_transformer import scopes
 from keras_transformer.layers.checks import check_explicit, check_rate, check_sequence_masks, check_width
 from keras_transformer.layers.cloning import clone_layer
+from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_initializer
 from keras_transformer.layers.position import PositionEncoding
 from keras_transformer.layers.softmax import AttentionSoftmax
@@ -55,7 +56,7 @@ class Attention(keras.layers.Layer):
         if self.query_norm is not None:
             self.query_norm.build((x_shape[0], self.num_heads, x_shape[1], head_dim))
             self.key_norm.build((source_shape[0], key_heads, source_shape[1], head_dim))
-        self.weights_dropout = keras.layers.Dropout(self.dropout, name="weights_dropout", dtype=self.dtype_policy)
+        self.weights_dropout = Dropout(self.dropout, name="weights_dropout", dtype=self.dtype_policy)
 
     def _projection(self, name, units, input_shape):
         use_bias = self.use_bias if isinstance(self.use_bias, bool) else name in self.use_bias

@@ -6,6 +6,7 @@ from keras_transformer import scopes
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.layers.checks import check_context, check_explicit, check_rate, check_sequence_masks
 from keras_transformer.layers.cloning import clone_layer
+from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.ops import check_mask
 
@@ -51,9 +52,9 @@ class ResidualBlock(keras.layers.Layer):
                 initializer = keras.initializers.Constant(self.layer_scale)
                 scale = self.add_weight(name=f"{name}_scale", shape=(x_shape[-1],), initializer=initializer)
                 setattr(self, f"{name}_scale", scale)
-        self.residual_dropout = keras.layers.Dropout(self.dropout, name="residual_dropout", dtype=self.dtype_policy)
+        self.residual_dropout = Dropout(self.dropout, name="residual_dropout", dtype=self.dtype_policy)
         # One draw a row: the whole sublayer is skipped for it.
-        self.path_dropout = keras.layers.Dropout(
+        self.path_dropout = Dropout(
             self.drop_path, noise_shape=(None, 1, 1), name="path_dropout", dtype=self.dtype_policy
         )
 

@@ -3,6 +3,7 @@ import keras
 from keras_transformer import scopes
 from keras_transformer.layers.activations import activate, get_activation
 from keras_transformer.layers.checks import check_rate
+from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, kernel_initializer
 
 
@@ -57,7 +58,7 @@ class FeedForward(keras.layers.Layer):
         if self.gated:
             self.gate = self._projection("gate", self.hidden_dim, input_shape)
         self.down = self._projection("down", input_shape[-1], hidden_shape)
-        self.hidden_dropout = keras.layers.Dropout(self.dropout, name="hidden_dropout", dtype=self.dtype_policy)
+        self.hidden_dropout = Dropout(self.dropout, name="hidden_dropout", dtype=self.dtype_policy)
 
     def _projection(self, name, units, input_shape):
         layer = keras.layers.Dense(

@@ -1,0 +1,110 @@
+"""What one waits for at first: importing the library, building a small model, its first prediction, its first step.
+
+    python benchmarks/startup.py --output startup.json
+
+Each run is a process of its own, and those of the sides take turns: Keras alone, this library and KerasHub. Importing
+is told as what comes on top of `import keras`. The model is the causal language model of `train.py` at its toy size,
+compiled as `Model.compile` does by default.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SIDES = ("keras", "ours", "keras_hub")
+PARTS = ("import", "build", "predict", "step")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7, help="of each side (default: 7)")
+    parser.add_argument("--small", action="store_true", help="2 runs of each side")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(first_times(arguments.side)))
+        return
+    runs = {side: [] for side in SIDES}
+    for turn in range(1 + (2 if arguments.small else arguments.runs)):
+        for side in SIDES:
+            found = run(side)
+            if turn:  # The first one reads the files from the disk.
+                runs[side].append(found)
+    table = {side: {part: quartiles([run[part] for run in found]) for part in found[0]} for side, found in runs.items()}
+    above = {}
+    for side in SIDES[1:]:
+        pairs = zip(runs[side], runs["keras"], strict=True)
+        above[side] = quartiles([own["import"] - keras["import"] for own, keras in pairs])
+    report(table, above)
+    if arguments.output:
+        result = {"seconds": table, "import_above_keras": above, "runs": runs}
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(side):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, __file__, "--side", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(f"{side}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def first_times(side):
+    """Seconds that each part takes in this process."""
+    started = time.perf_counter()
+    import keras  # noqa: F401
+
+    if side == "ours":
+        import keras_transformer  # noqa: F401
+    elif side == "keras_hub":
+        try:
+            import keras_hub  # noqa: F401
+        except ImportError as error:
+            raise ImportError("This side needs keras-hub: `pip install keras-transformer-layers[bench]`.") from error
+    seconds = {"import": time.perf_counter() - started}
+    if side == "keras":
+        return seconds
+    import train
+    import train_keras
+
+    sizes = {**train.SMALL["causal_lm"], "dropout": 0.1}
+    ids, labels = train_keras.data_of("causal_lm", sizes)
+    started = time.perf_counter()
+    library = train_keras.ours(sizes) if side == "ours" else train_keras.keras_hub(sizes)
+    model = train_keras.causal_lm(sizes, library)
+    model.compile("adam", train_keras.loss_of("causal_lm", side))
+    for part, act in (("build", None), ("predict", model.predict_on_batch), ("step", model.train_on_batch)):
+        if act is not None:
+            act(*(ids, labels)[: 1 if part == "predict" else 2])
+        seconds[part] = time.perf_counter() - started
+        started = time.perf_counter()
+    return seconds
+
+
+def quartiles(numbers):
+    low, middle, high = statistics.quantiles(numbers, n=4)
+    return {"median": middle, "quartiles": [low, high]}
+
+
+def report(table, above):
+    for side, found in above.items():
+        low, high = found["quartiles"]
+        print(f"import of {side} on top of keras {found['median']:.3f} s ({low:.3f} to {high:.3f})")
+    for part in PARTS:
+        times = {side: table[side][part] for side in SIDES if part in table[side]}
+        for side, found in times.items():
+            low, high = found["quartiles"]
+            print(f"{part:8} {side:10} {found['median']:6.3f} s ({low:.3f} to {high:.3f})")
+        if part != "import":
+            print(f"{part:8} {times['keras_hub']['median'] / times['ours']['median']:.2f} x keras_hub")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Keras' dropout, by random bits that cost less."""
+
+import math
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class Dropout(keras.layers.Dropout):
+    """Sets a random share of the input to zero in training, and scales up the rest, as `keras.layers.Dropout` does.
+
+    Only the random bits differ. XLA on a CPU spends more time on those of a generator such as Philox than on the rest
+    of a young block: here, wherever a program is compiled by XLA, each element's bits are a hash of its place and of
+    the seed, which is computed where it is read and never lies in memory. TensorFlow without XLA takes 16 bits an
+    element from its own generator, half of what Keras takes, so that a rate counts in steps of 1/65,536. torch drops
+    elements by its own function.
+
+    Args:
+        rate: float between 0 and 1. Share of the elements that become zero; 1 drops all.
+        noise_shape: tuple of ints or None. Shape of the random bits, which broadcasts to that of the input; None stands
+            for the input's own size.
+        seed: int.
+        **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float tensor.
+        training: boolean. Whether anything is dropped.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    References: [Dropout](https://jmlr.org/papers/v15/srivastava14a.html), section 4;
+    [lowbias32](https://nullprogram.com/blog/2018/07/31/), the hash.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_transformer.layers.dropout import Dropout
+    >>> y = keras.ops.convert_to_numpy(Dropout(0.5, seed=1)(np.ones((64, 64), "float32"), training=True))
+    >>> sorted({float(number) for number in y.ravel()}), bool(0.45 < (y == 0).mean() < 0.55)
+    ([0.0, 2.0], True)
+    """
+
+    def call(self, inputs, training=False):
+        backend = keras.backend.backend()
+        if not training or not 0 < self.rate < 1 or backend == "torch":
+            return super().call(inputs, training=training)
+        seed, shape = self.seed_generator.next(), self._noise_shape(inputs)
+        if backend == "tensorflow" and not _compiled_by_xla():
+            threshold = min(round(self.rate * 2**16), 2**16 - 1)
+            keeps, rate = _drawn(seed, shape, threshold), threshold / 2**16
+        else:
+            keeps, rate = _hashed(seed, shape, self.rate), self.rate
+        return ops.where(keeps, inputs * ops.cast(1 / (1 - rate), inputs.dtype), ops.cast(0, inputs.dtype))
+
+    def _noise_shape(self, inputs):
+        sizes = ops.shape(inputs)
+        return tuple(
+            size if noise is None else noise for size, noise in zip(sizes, self.noise_shape or sizes, strict=True)
+        )
+
+
+def _hashed(seed, shape, rate):
+    """Which elements to keep, boolean `shape`: those whose place and `seed` [2] have a hash above a threshold."""
+    first, second = (_mixed(ops.cast(word, "uint32")) for word in (seed[0], seed[1]))
+    first, second = _mixed(first + second * _uint32(0x9E3779B9)), _mixed(second + first * _uint32(0x85EBCA6B))
+    known = all(isinstance(size, int) for size in shape)
+    size = math.prod(shape) if known else ops.prod(ops.stack(shape))
+    # XLA has no range of `uint32` for TensorFlow.
+    places = ops.arange(size, dtype="int32" if keras.backend.backend() == "tensorflow" else "uint32")
+    bits = _mixed(_mixed(ops.reshape(ops.cast(places, "uint32"), shape) + first) ^ second)
+    return bits >= _uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def _mixed(bits):
+    """A bijection of 32-bit integers in which every bit depends on every other."""
+    bits = (bits ^ ops.right_shift(bits, _uint32(16))) * _uint32(0x21F0AAAD)
+    bits = (bits ^ ops.right_shift(bits, _uint32(15))) * _uint32(0xD35A2D97)
+    return bits ^ ops.right_shift(bits, _uint32(15))
+
+
+def _uint32(number):
+    return ops.convert_to_tensor(number, "uint32")
+
+
+def _compiled_by_xla():
+    """Whether TensorFlow traces a function that XLA is to compile."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def _drawn(seed, shape, threshold):
+    """Which elements to keep: those whose 16 bits from TensorFlow's generator reach a threshold."""
+    import tensorflow as tf
+
+    size = tf.reduce_prod(shape)
+    seed = tf.cast(tf.math.floormod(seed, tf.int32.max), "int32")
+    words = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32)
+    bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], shape)
+    return bits >= tf.constant(threshold, tf.uint16)
