@@ -10,7 +10,7 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(
-        "The peers run on torch, which is missing: `pip install keras-transformer-layers[bench]`."
+        "The peers run on torch, which is missing: `pip install keras-transformer-layers[bench-gpu]`."
     ) from error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,7 +21,7 @@ def required(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"This peer needs {name}: `pip install keras-transformer-layers[bench]`.") from error
+        raise ImportError(f"This peer needs {name}: `pip install keras-transformer-layers[bench-gpu]`.") from error
 
 
 def synchronize():

@@ -99,7 +99,7 @@ def blockwise_pays(query, key, causal, window, drops):
     backend = keras.backend.backend()
     if backend != "tensorflow" and not on_cpu(query):
         return False  # Kernels of GPUs hold no scores.
-    narrow = window is not None and 4 * window <= key_length
+    narrow = window is not None and (4 if backend == "jax" else 16) * window <= key_length
     scores = (batch or 1) * heads * length * key_length
     if backend == "torch":  # Its kernel for CPUs holds no scores either, but it has neither windows nor dropout.
         return min(length, key_length) >= 1024 and narrow or (drops and scores >= MANY_SCORES)
