@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from keras_transformer.ops.looping import compiled_by_xla
+
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
 class Dropout(keras.layers.Dropout):
@@ -47,7 +49,7 @@ class Dropout(keras.layers.Dropout):
         if not training or not 0 < self.rate < 1 or backend == "torch":
             return super().call(inputs, training=training)
         seed, shape = self.seed_generator.next(), self._noise_shape(inputs)
-        if backend == "tensorflow" and not _compiled_by_xla():
+        if backend == "tensorflow" and not compiled_by_xla():
             threshold = min(round(self.rate * 2**16), 2**16 - 1)
             keeps, rate = _drawn(seed, shape, threshold), threshold / 2**16
         else:
@@ -82,14 +84,6 @@ def _mixed(bits):
 
 def _uint32(number):
     return ops.convert_to_tensor(number, "uint32")
-
-
-def _compiled_by_xla():
-    """Whether TensorFlow traces a function that XLA is to compile."""
-    import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util
-
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _drawn(seed, shape, threshold):
