@@ -26,7 +26,6 @@ SMALL = {"dim": 64, "depth": 2, "heads": 4, "vocabulary": 512, "prompt": 32, "to
 CASES = [f"{kind} {batch}" for kind, batches in (
     ("greedy", (1, 16, 64)), ("sampling", (1, 16, 64)), ("beam", (1, 16)), ("translate", (16,))
 ) for batch in batches]  # fmt: skip
-OURS = ("ours", "ours-bfloat16", "ours-int8", "ours-lookup")
 PEERS = ("ctranslate2", "ctranslate2-int8", "transformers", "keras-hub")
 WIDTH, TOP_K = 4, 40
 
@@ -34,7 +33,6 @@ WIDTH, TOP_K = 4, 40
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="default: all")
-    parser.add_argument("--ours", nargs="+", default=["ours"], help=f"out of {OURS} (default: ours)")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="default: all")
     parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"), help="of this library")
     parser.add_argument("--seconds", type=float, default=2.0, help="each turn of timing lasts so long (default: 2)")
@@ -77,9 +75,9 @@ def work(arguments, sizes):
 
 
 def measure_case(case, arguments, sizes, directory):
-    sides = arguments.ours + [peer for peer in arguments.peers if case != "translate 16" or peer != "keras-hub"]
+    sides = ["ours"] + [peer for peer in arguments.peers if case != "translate 16" or peer != "keras-hub"]
     sides += ["memory"] * (case.split()[1] == "1")
-    backends = {"keras-hub": "tensorflow", **dict.fromkeys(OURS, arguments.backend)}
+    backends = {"ours": arguments.backend, "keras-hub": "tensorflow"}
     workers = []
     for side in sides:
         command = [__file__, "--side", side, "--cases", case, "--directory", str(directory)]
@@ -105,7 +103,7 @@ def report(case, result, sizes):
         low, high = (count / x for x in reversed(way["quartiles"]))
         line = f"{case:14}{name:18}{rate:8.0f} tokens/s ({low:.0f} to {high:.0f})"
         line += f", same {100 * result['same'][name]:.0f}%" if name in result.get("same", {}) else ""
-        if name.startswith("ours"):
+        if name == "ours":
             way["ratios"] = {peer: ratio(other, way) for peer, other in ways.items() if peer != name}
             parts = (f"{x:.2f} ({low:.2f} to {high:.2f}) x {peer}" for peer, (low, x, high) in way["ratios"].items())
             line = ", ".join([line, *parts])
