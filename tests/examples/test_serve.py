@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -135,20 +136,21 @@ def test_attention_is_that_of_the_model(port, pipeline):
     assert all(abs(sum(row) - 1) < 1e-3 for layer in heads for head in layer for row in head)
 
 
-def run(tmp_path, *options):
-    command = [sys.executable, str(SCRIPT), *options]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-
-def test_what_is_no_pipeline_is_refused(tmp_path):
+def test_what_is_no_pipeline_is_refused(tmp_path, monkeypatch, capsys):
     import tensorflow as tf
 
+    specification = importlib.util.spec_from_file_location("serve", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
     module = tf.Module()
     module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], name="x")])
     tf.saved_model.save(module, tmp_path / "other", signatures={"serving_default": module.double})
+    monkeypatch.chdir(tmp_path)
     for directory, message in (("nowhere", "there is none at nowhere"), ("other", "{'serving_default': ['x']}")):
-        result = run(tmp_path, "--model", directory)
-        assert result.returncode == 2 and message in result.stderr
+        monkeypatch.setattr(sys, "argv", ["serve.py", "--model", directory])
+        with pytest.raises(SystemExit) as error:
+            script.main()
+        assert error.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.browser
