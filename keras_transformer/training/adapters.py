@@ -84,7 +84,6 @@ def save_adapters(model, path):
     >>> add_adapters(model, 2, "query$")
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     save_adapters(model, pathlib.Path(directory, "adapters.npz"))
-    ...     load_adapters(model, pathlib.Path(directory, "adapters.npz"))
     """
     arrays = {variable.path: keras.ops.convert_to_numpy(variable) for variable in _adapted_variables(model)}
     path = Path(path)
@@ -107,6 +106,18 @@ def load_adapters(model, path):
 
     Raises:
         ValueError: if the file holds other variables, or of other shapes, than the model has; nothing is changed then.
+
+    Example:
+
+    >>> import tempfile, pathlib
+    >>> model, again = (kt.models.text_classifier(20, 2, dim=8, depth=1, num_heads=2, hidden_dim=8) for _ in range(2))
+    >>> add_adapters(model, 2, "query$")
+    >>> add_adapters(again, 2, "query$")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_adapters(model, pathlib.Path(directory, "adapters.npz"))
+    ...     load_adapters(again, pathlib.Path(directory, "adapters.npz"))
+    >>> len(again.trainable_variables)
+    2
     """
     variables = {variable.path: variable for variable in _adapted_variables(model)}
     with np.load(path) as file:
