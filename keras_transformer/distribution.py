@@ -40,13 +40,11 @@ def layout_map(model, device_mesh):
     Example:
 
     >>> import keras_transformer as kt
-    >>> mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), keras.distribution.list_devices()[:1])
+    >>> mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"), ["gpu:0", "gpu:1"])
     >>> model = kt.models.causal_lm(100, dim=16, depth=1, num_heads=2)
     >>> layout = kt.distribution.layout_map(model, mesh)
-    >>> parallel = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
-    >>> with parallel.scope():
-    ...     distributed = keras.models.clone_model(model)
-    >>> distributed.set_weights(model.get_weights())
+    >>> layout["decoder_block_0/self_attention/query/kernel"].axes
+    (None, 'model')
     """
     if MODEL_AXIS not in device_mesh.axis_names:
         raise ValueError(
