@@ -58,7 +58,7 @@ class DecodingScope(Scope):
             different lengths are padded on the left, so that all rows go on at the same index.
         branches: `Branches`, where the tokens of a call are not one after the other but alternatives of each other, as
             the beams of a beam search are; or None.
-        products: object with a method `dense(layer, x)` that computes `layer(x)` of `Dense` layers, or None.
+        products: `StepProducts`, which computes `Dense` layers and tied output projections in their place, or None.
 
     Attributes:
         cache: nested dict of tensors (`{call name: {"key": [B, K, max_length, D], ...}}`) to hand to the next scope.
@@ -322,10 +322,16 @@ def recording():
     return _recording.get()
 
 
+def products():
+    """The products of the current `DecodingScope`, or None."""
+    scope = _decoding.get()
+    return None if scope is None else scope.products
+
+
 def project(layer, x):
     """`layer(x)` for a `keras.layers.Dense`, by the products of the current `DecodingScope` if it has any."""
-    scope = _decoding.get()
-    return layer(x) if scope is None or scope.products is None else scope.products.dense(layer, x)
+    by = products()
+    return layer(x) if by is None else by.dense(layer, x)
 
 
 def record(layer, name, value, *sources):

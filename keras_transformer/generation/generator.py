@@ -263,7 +263,7 @@ class Generator:
             last = ops.reshape(last, (-1, beams))
             branches = None if origins is None else Branches(length, origins, count + 1)
             with DecodingScope(cache, length + count, branches=branches, products=products) as scope:
-                logits = self.graph.decode(last, boundary, products=products)
+                logits = self.graph.decode(last, boundary)
             logits = ops.reshape(logits, (-1, logits.shape[-1]))
             return scores_of(logits, later.then(tokens, count + 1)), scope.cache
 

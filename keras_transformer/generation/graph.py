@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_transformer import scopes
 from keras_transformer.layers import MultiHeadSelfAttention
 from keras_transformer.models.functional import functional_graph
 from keras_transformer.ops.masks import get_mask, set_mask
@@ -33,7 +34,8 @@ class Step:
         self.outputs = outputs
         self._node = node
 
-    def run(self, values, products=None):
+    def run(self, values):
+        products = scopes.products()
         if products is not None:
             result = self._fast(values, products)
             if result is not None:
@@ -114,18 +116,17 @@ class DecodingGraph:
             step.run(values)
         return [values[key] for key in self._boundary]
 
-    def decode(self, tokens, boundary, segments=None, products=None):
+    def decode(self, tokens, boundary, segments=None):
         """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary].
 
-        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix. With `products`
-        (`StepProducts`) they compute what they can.
+        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix.
         """
         values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
         for name, (key, dtype) in self._beside.items():  # Which tokens are padding is said by the scope.
             given = segments if name == self.segment_input else None
             values[key] = ops.ones_like(tokens, dtype=dtype) if given is None else ops.cast(given, dtype)
         for step in self._decoder:
-            step.run(values, products)
+            step.run(values)
         return values[self._output]
 
     def consumers(self, name):
