@@ -7,13 +7,13 @@ sequence again for each token. They alternate, and the ratio of their medians co
 """
 
 import argparse
-import json
 import statistics
 import time
 
 import keras
 import numpy as np
 from keras import ops
+from side_by_side import tell
 
 import keras_transformer as kt
 from keras_transformer.generation.compilation import can_jit, compile_function
@@ -79,10 +79,7 @@ def main():
         "same_tokens": same,
         "ratio": round(medians["without"] / medians["with cache"], 2),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump(result, file, indent=2)
+    tell(result, arguments.output)
 
 
 if __name__ == "__main__":

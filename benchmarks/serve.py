@@ -13,6 +13,7 @@ import json
 import time
 
 import numpy as np
+from side_by_side import tell
 
 import keras_transformer as kt
 
@@ -48,10 +49,7 @@ def main():
         "requests_per_second": round(arguments.requests / seconds, 1),
         **{f"p{p}_milliseconds": round(float(np.percentile(milliseconds, p)), 1) for p in (50, 99)},
     }
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump(result, file, indent=2)
+    tell(result, arguments.output)
 
 
 if __name__ == "__main__":

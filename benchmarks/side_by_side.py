@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 MARK = "@@"  # What a worker has to say stands in lines that begin so; the rest is its log.
 
@@ -53,6 +54,14 @@ def summary(turns):
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     medians = [statistics.median(turn) for turn in turns]
     return {"seconds": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "blocks": len(times), "turns": medians}
+
+
+def tell(result, path):
+    """Prints a result as JSON, and writes it to a file if there is a path."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if path:
+        Path(path).write_text(text + "\n")
 
 
 class Worker:

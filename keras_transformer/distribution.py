@@ -8,6 +8,7 @@ from keras_transformer.layers.attention import Attention
 __all__ = ["layout_map"]
 
 MODEL_AXIS = "model"
+SPLIT = (Attention, FeedForward, MixtureOfExperts)
 
 
 def layout_map(model, device_mesh):
@@ -53,7 +54,7 @@ def layout_map(model, device_mesh):
         )
     size = device_mesh.shape[list(device_mesh.axis_names).index(MODEL_AXIS)]
     layers = list(model._flatten_layers())
-    if not any(isinstance(layer, (Attention, FeedForward, MixtureOfExperts)) for layer in layers):
+    if not any(isinstance(layer, SPLIT) for layer in layers):
         raise ValueError(
             "`model` must have attention or feed-forward layers of keras_transformer, whose weights can be split; "
             f"received {model.name!r} with {sorted({type(layer).__name__ for layer in layers})}."
@@ -75,9 +76,6 @@ def layout_map(model, device_mesh):
     for path, split in axes.items():
         layouts[path] = split
     return layouts
-
-
-SPLIT = (Attention, FeedForward, MixtureOfExperts)
 
 
 def _attention(layer, size):
@@ -126,9 +124,8 @@ def _rows(dense):
 
 def _named(layer, axes):
     """The axes of the layer's own variables, which it has or has not, by their paths."""
-    return {variable.path: axes[variable.name] for variable in layer._trainable_variables if variable.name in axes} | {
-        variable.path: axes[variable.name] for variable in layer._non_trainable_variables if variable.name in axes
-    }
+    own = [*layer._trainable_variables, *layer._non_trainable_variables]
+    return {variable.path: axes[variable.name] for variable in own if variable.name in axes}
 
 
 def _check_divides(layer, name, count, size):

@@ -68,17 +68,16 @@ class Attention(keras.layers.Layer):
         return layer
 
     def project_query(self, x):
-        query = scopes.record(
-            self, "query", split_heads(scopes.project(self.query, x), self.num_heads), x
-        )  # [B, H, T, D]
+        query = split_heads(scopes.project(self.query, x), self.num_heads)  # [B, H, T, D]
+        query = scopes.record(self, "query", query, x)
         return self._normalized("query", query, self.query_norm)
 
     def project_key_value(self, source):
         key_heads = self.num_key_value_heads or self.num_heads
-        key = scopes.record(
-            self, "key", split_heads(scopes.project(self.key, source), key_heads), source
-        )  # [B, K, S, D]
-        value = scopes.record(self, "value", split_heads(scopes.project(self.value, source), key_heads), source)
+        key = split_heads(scopes.project(self.key, source), key_heads)  # [B, K, S, D]
+        value = split_heads(scopes.project(self.value, source), key_heads)
+        key = scopes.record(self, "key", key, source)
+        value = scopes.record(self, "value", value, source)
         return self._normalized("key", key, self.key_norm), value
 
     def _normalized(self, name, x, norm):
