@@ -2,12 +2,13 @@
 
     python benchmarks/generate.py --cases "greedy 1" "greedy 16" --output generate.json
 
-A random checkpoint in the Hugging Face layout is written first, a GPT-2 for `greedy`, `sampling` and `beam`, a BART for
-`translate`; every side reads it. No token ends a row, so that all do the same work. For each case every side builds and
-compiles in a process of its own; then they are timed in turn, again and again, each alone. A ratio is the time of the
-peer over that of this library: above 1 this library is faster. Its range is that between opposite quartiles. `same` is
-the share of tokens that are those of transformers, which greedy and beam search must agree on. At batch 1 each token
-has to read all weights once: the limit is how often the memory can do that. `--small` runs everything at toy sizes.
+A random checkpoint in the Hugging Face layout is written first, a GPT-2 for `greedy`, `sampling` and `beam`, a BART
+for `translate`; every side reads it, and `ours-int8` quantizes it by `model.quantize("int8")`. No token ends a row,
+so that all do the same work. For each case every side builds and compiles in a process of its own; then they are
+timed in turn, again and again, each alone. A ratio is the time of the peer over that of this library: above 1 this
+library is faster. Its range is that between opposite quartiles. `same` is the share of tokens that are those of
+transformers, which greedy and beam search must agree on. At batch 1 each token has to read all weights once: the
+limit is how often the memory can do that. `--small` runs everything at toy sizes.
 """
 
 import argparse
@@ -26,7 +27,7 @@ SMALL = {"dim": 64, "depth": 2, "heads": 4, "vocabulary": 512, "prompt": 32, "to
 CASES = [f"{kind} {batch}" for kind, batches in (
     ("greedy", (1, 16, 64)), ("sampling", (1, 16, 64)), ("beam", (1, 16)), ("translate", (16,))
 ) for batch in batches]  # fmt: skip
-PEERS = ("ctranslate2", "ctranslate2-int8", "transformers", "keras-hub")
+PEERS = ("ours-int8", "ctranslate2", "ctranslate2-int8", "transformers", "keras-hub")
 WIDTH, TOP_K = 4, 40
 
 
@@ -77,7 +78,7 @@ def work(arguments, sizes):
 def measure_case(case, arguments, sizes, directory):
     sides = ["ours"] + [peer for peer in arguments.peers if case != "translate 16" or peer != "keras-hub"]
     sides += ["memory"] * (case.split()[1] == "1")
-    backends = {"ours": arguments.backend, "keras-hub": "tensorflow"}
+    backends = {"ours": arguments.backend, "ours-int8": arguments.backend, "keras-hub": "tensorflow"}
     workers = []
     for side in sides:
         command = [__file__, "--side", side, "--cases", case, "--directory", str(directory)]
@@ -103,7 +104,7 @@ def report(case, result, sizes):
         low, high = (count / x for x in reversed(way["quartiles"]))
         line = f"{case:14}{name:18}{rate:8.0f} tokens/s ({low:.0f} to {high:.0f})"
         line += f", same {100 * result['same'][name]:.0f}%" if name in result.get("same", {}) else ""
-        if name == "ours":
+        if name.startswith("ours"):
             way["ratios"] = {peer: ratio(other, way) for peer, other in ways.items() if peer != name}
             parts = (f"{x:.2f} ({low:.2f} to {high:.2f}) x {peer}" for peer, (low, x, high) in way["ratios"].items())
             line = ", ".join([line, *parts])

@@ -79,6 +79,8 @@ def ours(side, kind, prompt, s, checkpoint):
         "beam": kt.generation.BeamSearch(WIDTH), "translate": kt.generation.BeamSearch(WIDTH),
     }  # fmt: skip
     model = kt.pretrained.load(checkpoint)
+    if side.endswith("int8"):
+        model.quantize("int8")
     generator = kt.generation.Generator(model, start_id=s["vocabulary"] - 1, pad_id=1, sampler=samplers[kind])
     inputs = {"source_ids" if kind == "translate" else "token_ids": prompt}
     return lambda: generator.generate(inputs, s["tokens"])

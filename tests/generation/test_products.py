@@ -50,11 +50,23 @@ def test_other_rows_go_to_the_layer(products, shape, options):
         products.dense(spy, ops.cast(x, spy.compute_dtype))
 
 
-def test_a_quantized_layer_is_called(products):
-    layer, x = keras.layers.Dense(12), ops.convert_to_tensor(random(1, 1, 16))
+@pytest.mark.parametrize("mode, rows", [("int8", 2), ("int4", 1)])
+def test_a_row_by_a_quantized_layer(products, mode, rows, monkeypatch):
+    layer, x = keras.layers.Dense(12, activation="gelu", bias_initializer="normal"), random(1, 1, 16)
     layer.build((1, 1, 16))
-    layer.quantize("int8")
-    np.testing.assert_array_equal(as_numpy(products.dense(layer, x)), as_numpy(layer(x)))
+    layer.quantize(mode)
+    expected, seen, call = as_numpy(layer(x)), [], layer.quantized_call
+    monkeypatch.setattr(layer, "quantized_call", lambda x, **options: seen.append(x.shape[1]) or call(x, **options))
+    np.testing.assert_allclose(as_numpy(products.dense(layer, ops.convert_to_tensor(x))), expected, atol=1e-6)
+    assert seen == [rows] and np.abs(expected).max() > 0.1
+
+
+def test_a_row_by_a_quantized_tied_output():
+    model, x = language_model(tied=True), random(1, 1, 16)
+    model.quantize("int8")
+    embedding = model.get_layer("embedding")
+    found = StepProducts(DecodingGraph(model)).tied_output(embedding, ops.convert_to_tensor(x))
+    np.testing.assert_allclose(as_numpy(found), as_numpy(embedding(x, reverse=True)), atol=1e-6)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 0.5])
@@ -69,12 +81,16 @@ def test_the_tied_output_is_that_of_the_embedding(rows, soft_cap):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("sampler", ["greedy", "beam_search"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_one_row_compiled_goes_on_as_in_a_batch_that_is_not(tied, sampler):
+@pytest.mark.parametrize(
+    "tied, sampler, mode",
+    [(True, "greedy", None), (True, "beam_search", None), (False, "beam_search", None), (False, "greedy", "int8")],
+)
+def test_one_row_compiled_goes_on_as_in_a_batch_that_is_not(tied, sampler, mode):
     model = language_model(tied)
-    for weight in model.weights:
-        weight.assign(0.5 * random(*weight.shape))
+    for seed, weight in enumerate(model.weights):
+        weight.assign(random(*weight.shape, seed=seed, scale=0.5) if len(weight.shape) == 2 else weight)
+    if mode is not None:
+        model.quantize(mode)
     prompts = np.array([[3, 4, 5, 6], [0, 9, 8, 7]], "int32")
     expected = Generator(model, sampler=sampler, jit_compile=False).generate(prompts, 6)
     assert tied or len(np.unique(expected)) > 1  # A tied output mostly repeats the token that goes in.
