@@ -8,6 +8,7 @@ from keras_transformer.ops.flash import flash_attention, prefers_products, refus
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
 
 KERNELS = ("auto", "plain", "fused", "blockwise")
+FEW = 8
 
 
 def dot_product_attention(
@@ -165,7 +166,11 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     query = ops.reshape(query * ops.convert_to_tensor(scale, query.dtype), (*grouped, query.shape[3]))
     if keras.backend.standardize_dtype(query.dtype) == "float16":  # Whose largest number is 65,504.
         query, key = ops.cast(query, score_dtype), ops.cast(key, score_dtype)
-    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    if isinstance(grouped[2], int) and grouped[2] <= FEW:
+        # XLA's CPU compiler writes out all the keys transposed for this product, but the few queries for the other.
+        scores = ops.transpose(ops.matmul(key, ops.transpose(query, (0, 1, 3, 2))), (0, 1, 3, 2))
+    else:
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), score_dtype)  # [B, H, T, S]
     if bias is not None:
         scores = scores + ops.cast(bias, score_dtype)
