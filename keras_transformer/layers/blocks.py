@@ -8,6 +8,7 @@ from keras_transformer.layers.checks import check_context, check_explicit, check
 from keras_transformer.layers.cloning import clone_layer
 from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.feed_forward import FeedForward
+from keras_transformer.layers.rematerialization import rematerializable
 from keras_transformer.ops import check_mask
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
@@ -16,7 +17,7 @@ NORM_POSITIONS = ("pre", "post", "sandwich")
 class ResidualBlock(keras.layers.Layer):
     """Sublayers in a row, each with a residual connection and a norm: what encoder and decoder blocks share."""
 
-    def __init__(self, sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs):
+    def __init__(self, sublayers, norm, norm_position, dropout, drop_path, layer_scale, remat, **kwargs):
         super().__init__(**kwargs)
         if norm_position not in NORM_POSITIONS:
             raise ValueError(f"`norm_position` must be one of {NORM_POSITIONS}; received {norm_position!r}.")
@@ -39,6 +40,7 @@ class ResidualBlock(keras.layers.Layer):
         self.dropout = check_rate(dropout, "dropout")
         self.drop_path = check_rate(drop_path, "drop_path")
         self.layer_scale = layer_scale
+        self.remat = remat
         self.supports_masking = True
 
     def build_sublayers(self, x_shape, context_shape=None):
@@ -61,16 +63,19 @@ class ResidualBlock(keras.layers.Layer):
     def residual(self, x, name, training, **kwargs):
         """`x` and what the sublayer `name` makes of it, with the norms where `norm_position` has them."""
         sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        seen = x if self.norm_position == "post" else scopes.record(self, f"{name}_norm", norm(x), x)
+        seen = x if self.norm_position == "post" else scopes.record(self, f"{name}_norm", norm(x, training=training), x)
         y = scopes.record(sublayer, "output", sublayer(seen, training=training, **kwargs), seen)
         if self.norm_position == "sandwich":
-            y = scopes.record(self, f"{name}_post_norm", getattr(self, f"{name}_post_norm")(y), y)
+            post_norm = getattr(self, f"{name}_post_norm")
+            y = scopes.record(self, f"{name}_post_norm", post_norm(y, training=training), y)
         if self.layer_scale is not None:
             scale = getattr(self, f"{name}_scale")
             y = scopes.record(self, f"{name}_scaled", y * keras.ops.cast(scale, y.dtype), y)
         y = self.path_dropout(self.residual_dropout(y, training=training), training=training)
         total = scopes.record(self, f"{name}_residual", x + y, x, y)
-        return scopes.record(self, f"{name}_norm", norm(total), total) if self.norm_position == "post" else total
+        if self.norm_position != "post":
+            return total
+        return scopes.record(self, f"{name}_norm", norm(total, training=training), total)
 
     def residual_feed_forward(self, x, mask, training):
         masks = {"mask": mask} if self.feed_forward_takes_mask else {}
@@ -84,6 +89,7 @@ class ResidualBlock(keras.layers.Layer):
             "dropout": self.dropout,
             "drop_path": self.drop_path,
             "layer_scale": self.layer_scale,
+            "remat": self.remat,
         }
 
 
@@ -103,6 +109,8 @@ class EncoderBlock(ResidualBlock):
         dropout: float between 0 and 1. Dropout of each sublayer's result.
         drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
         layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
+        remat: boolean. Whether training computes what is inside the block a second time, for the gradient, and keeps
+            only what comes in: less memory for a third more time. It is also an attribute, to set before training.
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -140,17 +148,19 @@ class EncoderBlock(ResidualBlock):
         dropout=0.0,
         drop_path=0.0,
         layer_scale=None,
+        remat=False,
         **kwargs,
     ):
         sublayers = {
             "self_attention": _from_number(self_attention, MultiHeadSelfAttention),
             "feed_forward": _from_number(feed_forward, FeedForward),
         }
-        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs)
+        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, remat, **kwargs)
 
     def build(self, x_shape):
         self.build_sublayers(x_shape)
 
+    @rematerializable
     def call(
         self, x, mask=None, x_mask=None, attention_mask=None, attention_bias=None, prefix_mask=None, training=None
     ):
@@ -192,6 +202,8 @@ class DecoderBlock(ResidualBlock):
         dropout: float between 0 and 1. Dropout of each sublayer's result.
         drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
         layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
+        remat: boolean. Whether training computes what is inside the block a second time, for the gradient, and keeps
+            only what comes in: less memory for a third more time. It is also an attribute, to set before training.
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -233,13 +245,14 @@ class DecoderBlock(ResidualBlock):
         dropout=0.0,
         drop_path=0.0,
         layer_scale=None,
+        remat=False,
         **kwargs,
     ):
         sublayers = {"self_attention": _from_number(self_attention, MultiHeadSelfAttention, causal=True)}
         if cross_attention is not None:
             sublayers["cross_attention"] = _from_number(cross_attention, CrossAttention)
         sublayers["feed_forward"] = _from_number(feed_forward, FeedForward)
-        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, **kwargs)
+        super().__init__(sublayers, norm, norm_position, dropout, drop_path, layer_scale, remat, **kwargs)
         if cross_attention is None:
             self.cross_attention = None
 
@@ -247,6 +260,7 @@ class DecoderBlock(ResidualBlock):
         check_context(context_shape, self.cross_attention)
         self.build_sublayers(x_shape, context_shape)
 
+    @rematerializable
     def call(
         self,
         x,

@@ -23,6 +23,7 @@ def causal_lm(
     gated=False,
     dropout=0.1,
     tied_output=True,
+    remat=False,
     name="causal_lm",
 ):
     """A language model: a decoder that reads tokens and tells which comes next, as a functional model.
@@ -42,6 +43,7 @@ def causal_lm(
         gated: boolean. Whether the activation gates a second projection, as with `"silu"` in LLaMA.
         dropout: float. Dropout of the embeddings, of attention weights and of each sublayer's result.
         tied_output: boolean. Whether the embedding is also the output projection.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -88,7 +90,9 @@ def causal_lm(
         x = PositionalEmbedding(position, max_length, name="position")(x)
     x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
-        x = DecoderBlock(attention, feed_forward, norm=norm(), dropout=dropout, name=f"decoder_block_{i}")(x)
+        x = DecoderBlock(attention, feed_forward, norm=norm(), dropout=dropout, remat=remat, name=f"decoder_block_{i}")(
+            x
+        )
     x = norm("decoder_norm")(x)
     if tied_output:
         logits = embedding(x, reverse=True)

@@ -21,6 +21,7 @@ def image_captioner(
     num_heads=4,
     hidden_dim=512,
     dropout=0.1,
+    remat=False,
     name="image_captioner",
 ):
     """An encoder of images and a decoder that writes what is in them, as a functional model.
@@ -38,6 +39,7 @@ def image_captioner(
         num_heads: int. Heads of each attention.
         hidden_dim: int. Width inside the feed-forward networks.
         dropout: float. Dropout of the embeddings, inside feed-forward networks and of each sublayer's result.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -75,7 +77,9 @@ def image_captioner(
     context = keras.layers.Dropout(dropout, name="source_dropout")(x)
     feed_forward = FeedForward(hidden_dim, dropout=dropout)
     for i in range(depths[0]):
-        context = EncoderBlock(num_heads, feed_forward, norm(), dropout=dropout, name=f"encoder_block_{i}")(context)
+        context = EncoderBlock(
+            num_heads, feed_forward, norm(), dropout=dropout, remat=remat, name=f"encoder_block_{i}"
+        )(context)
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)
@@ -91,6 +95,7 @@ def image_captioner(
             CrossAttention(num_heads),
             norm(),
             dropout=dropout,
+            remat=remat,
             name=f"decoder_block_{i}",
         )(x, context)
     logits = embedding(norm("decoder_norm")(x), reverse=True)

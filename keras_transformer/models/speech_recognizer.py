@@ -24,6 +24,7 @@ def speech_recognizer(
     augmentation=None,
     dropout=0.1,
     ctc=True,
+    remat=False,
     name="speech_recognizer",
 ):
     """An encoder of spectra and a decoder of text, with a second answer straight from the encoder.
@@ -44,6 +45,7 @@ def speech_recognizer(
         augmentation: layer such as `SpecAugment()` that changes the features in training, or None.
         dropout: float. Dropout of the embeddings, inside feed-forward networks and of each sublayer's result.
         ctc: boolean. Whether there is the second answer.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -94,7 +96,9 @@ def speech_recognizer(
     for i in range(depths[0]):
         attention = MultiHeadSelfAttention(num_heads, position=position)
         feed_forward = FeedForward(hidden_dim, dropout=dropout)
-        context = EncoderBlock(attention, feed_forward, norm(), dropout=dropout, name=f"encoder_block_{i}")(context)
+        context = EncoderBlock(
+            attention, feed_forward, norm(), dropout=dropout, remat=remat, name=f"encoder_block_{i}"
+        )(context)
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)
@@ -110,6 +114,7 @@ def speech_recognizer(
             CrossAttention(num_heads),
             norm(),
             dropout=dropout,
+            remat=remat,
             name=f"decoder_block_{i}",
         )(x, context)
     logits = embedding(norm("decoder_norm")(x), reverse=True)

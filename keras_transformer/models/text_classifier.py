@@ -23,6 +23,7 @@ def text_classifier(
     pooling="mean",
     norm_position="pre",
     dropout=0.1,
+    remat=False,
     name="text_classifier",
 ):
     """An encoder of text that tells classes apart, as a functional model.
@@ -42,6 +43,7 @@ def text_classifier(
             BERT; or `"last_token"`, with attention to earlier tokens alone, as in GPT.
         norm_position: `"pre"`, `"post"` or `"sandwich"`, as in `EncoderBlock`.
         dropout: float. Dropout of the embeddings, of each sublayer's result and of the pooled vector.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -87,7 +89,9 @@ def text_classifier(
         x = PrefixTokens(name="class_token")(x)
     x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
-        x = EncoderBlock(attention, feed_forward, norm(), norm_position, dropout, name=f"encoder_block_{i}")(x)
+        x = EncoderBlock(
+            attention, feed_forward, norm(), norm_position, dropout, remat=remat, name=f"encoder_block_{i}"
+        )(x)
     if norm_position != "post":
         x = norm("encoder_norm")(x)
     x = pool(x, token_ids, pooling)

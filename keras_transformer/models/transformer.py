@@ -23,6 +23,7 @@ def transformer(
     attention_dropout=0.0,
     shared_embedding=False,
     tied_output=True,
+    remat=False,
     name="transformer",
 ):
     """The encoder-decoder of "Attention Is All You Need", as a functional model.
@@ -43,6 +44,7 @@ def transformer(
         attention_dropout: float. Dropout of attention weights.
         shared_embedding: boolean. Whether source and target share one embedding, for a joint vocabulary.
         tied_output: boolean. Whether the target embedding is also the output projection.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -89,7 +91,7 @@ def transformer(
         return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)
 
     attention = {"num_heads": num_heads, "dropout": attention_dropout}
-    block = {"norm": norm(), "norm_position": norm_position, "dropout": dropout}
+    block = {"norm": norm(), "norm_position": norm_position, "dropout": dropout, "remat": remat}
     target_embedding = embedding(target_vocabulary_size, "embedding" if shared_embedding else "target_embedding")
     source_embedding = target_embedding if shared_embedding else embedding(source_vocabulary_size, "source_embedding")
 

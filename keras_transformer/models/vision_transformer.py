@@ -27,6 +27,7 @@ def vision_transformer(
     num_registers=0,
     dropout=0.1,
     drop_path=0.0,
+    remat=False,
     name="vision_transformer",
 ):
     """An encoder of images that tells classes apart, as a functional model.
@@ -53,6 +54,7 @@ def vision_transformer(
         dropout: float. Dropout of the embeddings, of attention weights and of each sublayer's result.
         drop_path: float. How often the last block's sublayers are skipped in training; the first block's never are, and
             those between as often as lies between.
+        remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
         name: str. Name of the model.
 
     Returns:
@@ -100,6 +102,7 @@ def vision_transformer(
             norm(),
             dropout=dropout,
             drop_path=drop_path * i / max(1, depth - 1),
+            remat=remat,
             name=f"encoder_block_{i}",
         )(x)
     x = norm("encoder_norm")(x)
