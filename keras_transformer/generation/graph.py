@@ -5,22 +5,8 @@ from keras import ops
 
 from keras_transformer import scopes
 from keras_transformer.layers import MultiHeadSelfAttention
-from keras_transformer.models.functional import functional_graph
+from keras_transformer.models.functional import MIXING_LAYERS, functional_graph
 from keras_transformer.ops.masks import get_mask, set_mask
-
-# Keras layers whose result at one position depends on others, in a way that no cache of ours follows.
-MIXING_LAYERS = (
-    keras.layers.RNN,
-    keras.layers.Bidirectional,
-    keras.layers.Conv1D,
-    keras.layers.MultiHeadAttention,
-    keras.layers.GroupQueryAttention,
-    keras.layers.Attention,
-    keras.layers.AdditiveAttention,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalMaxPooling1D,
-)
-
 
 SEGMENTS = "segment_ids"
 

@@ -213,6 +213,7 @@ class DecoderBlock(ResidualBlock):
         context_mask: boolean tensor of shape `[B, S]`, True for real positions. By default the mask that `context`
             carries.
         attention_mask: boolean tensor of shape `[B|1, T, T]` for the self-attention, on top of causality and padding.
+        cross_attention_mask: boolean tensor of shape `[B|1, T, S]` for the cross-attention, on top of padding.
         attention_bias: float tensor of shape `[B|1, heads|1, T, T]`, added to the scores of the self-attention.
         prefix_mask: boolean tensor of shape `[B, T]`, True for positions that see each other in both directions, as in
             `MultiHeadSelfAttention`: a prefix language model.
@@ -269,6 +270,7 @@ class DecoderBlock(ResidualBlock):
         x_mask=None,
         context_mask=None,
         attention_mask=None,
+        cross_attention_mask=None,
         attention_bias=None,
         prefix_mask=None,
         training=None,
@@ -278,7 +280,11 @@ class DecoderBlock(ResidualBlock):
         extra = _self_attention_masks(mask, attention_mask, attention_bias, prefix_mask)
         x = self.residual(x, "self_attention", training, **extra)
         if self.cross_attention is not None:
-            x = self.residual(x, "cross_attention", training, context=context, context_mask=context_mask)
+            _check_cross_attention_mask(cross_attention_mask, x, context)
+            masks = {"context_mask": context_mask}
+            if cross_attention_mask is not None:  # An attention that is not of this library need not know of it.
+                masks["attention_mask"] = cross_attention_mask
+            x = self.residual(x, "cross_attention", training, context=context, **masks)
         return self.residual_feed_forward(x, mask, training)
 
     def compute_output_spec(
@@ -289,6 +295,7 @@ class DecoderBlock(ResidualBlock):
         x_mask=None,
         context_mask=None,
         attention_mask=None,
+        cross_attention_mask=None,
         attention_bias=None,
         prefix_mask=None,
         training=None,
@@ -297,6 +304,7 @@ class DecoderBlock(ResidualBlock):
         _check_self_attention(x, x_mask if mask is None else mask, attention_mask, attention_bias, prefix_mask)
         if context_mask is not None:
             check_mask(context_mask, "context_mask", tuple(context.shape[:2]), "`context`")
+        _check_cross_attention_mask(cross_attention_mask, x, context)
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self):
@@ -323,3 +331,8 @@ def _self_attention_masks(mask, attention_mask, attention_bias, prefix_mask):
 def _check_self_attention(x, mask, attention_mask, attention_bias, prefix_mask):
     check_sequence_masks(x, mask, prefix_mask)
     check_explicit(attention_mask, attention_bias, x.shape[1], x.shape[1])
+
+
+def _check_cross_attention_mask(mask, x, context):
+    if mask is not None:
+        check_mask(mask, "cross_attention_mask", (None, x.shape[1], context.shape[1]), "`x` and `context`")

@@ -28,6 +28,7 @@ class PositionalEmbedding(keras.layers.Layer):
     Call arguments:
         x: float tensor of shape `[B, T, dim]`.
         mask: boolean tensor of shape `[B, T]`, True for real positions. By default the mask that `x` carries.
+        positions: int tensor of shape `[B, T]` or `[T]`, less than `max_length`, in place of those that are counted.
 
     Returns:
         Tensor of shape `[B, T, dim]`.
@@ -70,12 +71,16 @@ class PositionalEmbedding(keras.layers.Layer):
                 initializer=keras.initializers.RandomNormal(stddev=0.02),
             )
 
-    def call(self, x, mask=None):
-        positions = self._positions(x, mask)  # [T], or [B, T] where rows are padded
+    def call(self, x, mask=None, x_mask=None, positions=None):
+        mask = x_mask if mask is None else mask  # Keras passes `x_mask` where other tensors came along with `x`.
+        counted = positions is None
+        positions = self._positions(x, mask) if counted else positions  # [T], or [B, T] where rows are padded
         if self.kind == "learned":
             table = ops.convert_to_tensor(self.position_table)
             rows = self.max_length
-            if scopes.decoding() is None:  # XLA drops the check of an unknown length; a slice too long fails there too.
+            if (
+                counted and scopes.decoding() is None
+            ):  # XLA drops the check of an unknown length; a slice too long fails there too.
                 # The length is that of the positions, so that the slice waits for their check.
                 rows = ops.shape(positions)[-1]
             table = ops.slice(table, (self.offset, 0), (rows, x.shape[-1]))
@@ -117,8 +122,8 @@ class PositionalEmbedding(keras.layers.Layer):
                 length = tf.identity(length)
         return length
 
-    def compute_output_spec(self, x, mask=None):
-        if x.shape[1] is not None:
+    def compute_output_spec(self, x, mask=None, x_mask=None, positions=None):
+        if positions is None and x.shape[1] is not None:
             self._check_length(x.shape[1])
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_transformer import scopes
+from keras_transformer.ops.looping import recomputed
 
 
 def rematerializable(call):
@@ -65,32 +66,32 @@ def rematerialized(layer, call, *args, **kwargs):
     """
     trained, states = layer.trainable_variables, layer.non_trainable_variables
     with keras.src.backend.AutocastScope(None):  # Rounding the weights is a part of the call.
-        # A cast to their own dtype copies nothing, and makes tensors of TensorFlow's variables.
-        weights = [ops.cast(variable.value, variable.dtype) for variable in trained]
-        kept = [ops.copy(variable) for variable in states]  # The states themselves will have changed by then.
+        # A cast to its own dtype copies nothing, and makes a tensor of TensorFlow's variables.
+        weights, kept = ([ops.cast(x.value, x.dtype) for x in variables] for variables in (trained, states))
     leaves = keras.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if _has_gradient(leaf)]
-    changed, others = [], list(leaves)
+    changed = []
 
     def function(*tensors):
-        given = tensors[len(weights) :]
-        for i, x in zip(places, given, strict=True):
+        values, others = tensors[: len(weights)], list(leaves)
+        for i, x in zip(places, tensors[len(weights) :], strict=True):
             others[i] = x
         args_given, kwargs_given = keras.tree.pack_sequence_as((args, kwargs), others)
-        before = list(zip([*trained, *states], [*tensors[: len(weights)], *kept], strict=True))
-        with keras.StatelessScope(before, collect_losses=True) as scope:
-            starts = [scope.get_current_value(variable) for variable in states]
+        given = zip([*trained, *states], [*values, *kept], strict=True)
+        with keras.StatelessScope(given, collect_losses=True) as scope:
+            starts = [scope.get_current_value(state) for state in states]
             output, losses = call(*args_given, **kwargs_given), list(scope.losses)
             for part in layer._layers:  # Or else they would take the next loss at this place in memory for their own.
                 part._clear_losses()
-        ends = [scope.get_current_value(variable) for variable in states]
+        ends = [scope.get_current_value(state) for state in states]
         changed[:] = [i for i, (start, end) in enumerate(zip(starts, ends, strict=True)) if end is not start]
-        return (output, *(ends[i] for i in changed), *losses)
+        return (output, *losses), [ends[i] for i in changed]
 
-    output, *rest = keras.remat(function)(*weights, *(leaves[i] for i in places))
-    for i, value in zip(changed, rest, strict=False):
-        states[i].assign(value)
-    for loss in rest[len(changed) :]:
+    (output, *losses), ends = recomputed(function, *weights, *(leaves[i] for i in places))
+    for i, end in zip(changed, ends, strict=True):
+        kept[i] = ops.copy(kept[i])  # torch changes variables in place.
+        states[i].assign(end)
+    for loss in losses:
         layer.add_loss(loss)
     return output
 

@@ -90,9 +90,8 @@ def causal_lm(
         x = PositionalEmbedding(position, max_length, name="position")(x)
     x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
-        x = DecoderBlock(attention, feed_forward, norm=norm(), dropout=dropout, remat=remat, name=f"decoder_block_{i}")(
-            x
-        )
+        options = {"norm": norm(), "dropout": dropout, "remat": remat}
+        x = DecoderBlock(attention, feed_forward, name=f"decoder_block_{i}", **options)(x)
     x = norm("decoder_norm")(x)
     if tied_output:
         logits = embedding(x, reverse=True)

@@ -2,6 +2,19 @@
 
 import keras
 
+# Keras layers whose result at one position depends on others, in a way that neither a cache nor a mask of ours follows.
+MIXING_LAYERS = (
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+    keras.layers.Conv1D,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+    keras.layers.Attention,
+    keras.layers.AdditiveAttention,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalMaxPooling1D,
+)
+
 
 def functional_graph(operation):
     """The functional graph that an operation consists of, or None."""

@@ -77,9 +77,8 @@ def image_captioner(
     context = keras.layers.Dropout(dropout, name="source_dropout")(x)
     feed_forward = FeedForward(hidden_dim, dropout=dropout)
     for i in range(depths[0]):
-        context = EncoderBlock(
-            num_heads, feed_forward, norm(), dropout=dropout, remat=remat, name=f"encoder_block_{i}"
-        )(context)
+        options = {"dropout": dropout, "remat": remat}
+        context = EncoderBlock(num_heads, feed_forward, norm(), name=f"encoder_block_{i}", **options)(context)
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)

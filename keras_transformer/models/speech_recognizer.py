@@ -96,9 +96,8 @@ def speech_recognizer(
     for i in range(depths[0]):
         attention = MultiHeadSelfAttention(num_heads, position=position)
         feed_forward = FeedForward(hidden_dim, dropout=dropout)
-        context = EncoderBlock(
-            attention, feed_forward, norm(), dropout=dropout, remat=remat, name=f"encoder_block_{i}"
-        )(context)
+        options = {"dropout": dropout, "remat": remat}
+        context = EncoderBlock(attention, feed_forward, norm(), name=f"encoder_block_{i}", **options)(context)
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)

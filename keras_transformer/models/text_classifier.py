@@ -89,9 +89,8 @@ def text_classifier(
         x = PrefixTokens(name="class_token")(x)
     x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
-        x = EncoderBlock(
-            attention, feed_forward, norm(), norm_position, dropout, remat=remat, name=f"encoder_block_{i}"
-        )(x)
+        options = {"norm_position": norm_position, "dropout": dropout, "remat": remat}
+        x = EncoderBlock(attention, feed_forward, norm(), name=f"encoder_block_{i}", **options)(x)
     if norm_position != "post":
         x = norm("encoder_norm")(x)
     x = pool(x, token_ids, pooling)

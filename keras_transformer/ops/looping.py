@@ -94,6 +94,38 @@ def with_gradient(forward, backward):
     return globals()[f"_with_gradient_of_{keras.backend.backend()}"](forward, backward)
 
 
+def recomputed(function, *tensors):
+    """What `function(*tensors)` returns, which the gradient computes again: nothing on the way there is kept.
+
+    Args:
+        function: function of tensors that have gradients to a tuple of tensors that have them as well, and a list of
+            tensors that have none.
+        *tensors: its arguments.
+
+    Returns:
+        The tuple and the list.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_transformer.ops.looping import recomputed
+    >>> (square,), (count,) = recomputed(lambda x: ((x * x,), [keras.ops.size(x)]), keras.ops.ones(3) * 2)
+    >>> keras.ops.convert_to_numpy(square).tolist(), int(count)
+    ([4.0, 4.0, 4.0], 3)
+    """
+    if keras.backend.backend() == "jax":
+        return keras.remat(function)(*tensors)
+    others = []
+
+    def with_gradients_alone(*tensors):
+        outputs, rest = function(*tensors)
+        others.append(rest)
+        return outputs
+
+    # TensorFlow has no gradient to hand to what has none, and no need to be handed it: graphs let their tensors out.
+    return keras.remat(with_gradients_alone)(*tensors), others[0]
+
+
 def _with_gradient_of_jax(forward, backward):
     import jax
 

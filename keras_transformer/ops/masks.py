@@ -104,6 +104,49 @@ def check_mask(mask, name, shape=None, like=None):
     return mask
 
 
+def segment_mask(query_segments, key_segments):
+    """Which queries and keys belong to the same text, where several texts are packed into a row.
+
+    Args:
+        query_segments: int tensor of shape `[B, T]`, the number of each position's text.
+        key_segments: int tensor of shape `[B, S]`.
+
+    Returns:
+        Boolean tensor of shape `[B, T, S]`, True within a text: along the diagonal, in blocks.
+
+    Example:
+
+    >>> import keras_transformer as kt
+    >>> mask = kt.ops.masks.segment_mask([[1, 1, 2]], [[1, 2, 2]])
+    >>> keras.ops.convert_to_numpy(mask)[0].tolist()
+    [[True, False, False], [True, False, False], [False, True, True]]
+    """
+    query_segments, key_segments = (ops.convert_to_tensor(x) for x in (query_segments, key_segments))
+    return ops.equal(ops.expand_dims(query_segments, -1), ops.expand_dims(key_segments, -2))
+
+
+def segment_positions(segments):
+    """Positions that begin anew at each text of a row.
+
+    Args:
+        segments: int tensor of shape `[B, T]`, the number of each position's text. The positions of a text are
+            neighbours.
+
+    Returns:
+        int32 tensor of shape `[B, T]`.
+
+    Example:
+
+    >>> import keras_transformer as kt
+    >>> keras.ops.convert_to_numpy(kt.ops.masks.segment_positions([[4, 4, 7, 7, 7, 0]])).tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
+    segments = ops.convert_to_tensor(segments)
+    places = ops.arange(ops.shape(segments)[1], dtype="int32")
+    earlier = ops.logical_and(segment_mask(segments, segments), ops.expand_dims(places, -1) > places)  # [B, T, T]
+    return ops.sum(ops.cast(earlier, "int32"), axis=-1)
+
+
 def first_real(mask):
     """Number of padded positions before the first real one, for each row.
 

@@ -26,6 +26,7 @@ from keras_transformer.pipelines.language_data import (
     train_byte_pairs,
 )
 from keras_transformer.pipelines.loading import load
+from keras_transformer.pipelines.packing import packed_batches
 from keras_transformer.pipelines.pipeline import Pipeline
 from keras_transformer.pipelines.pretrained import PretrainedPipeline, load_pretrained
 from keras_transformer.pipelines.readers import ImageReader, ImageTextReader, PairReader, SoundReader, TextReader
@@ -81,6 +82,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "number_pairs",
+    "packed_batches",
     "read_captioned_images",
     "read_image_archive",
     "read_image_folder",

@@ -1,0 +1,101 @@
+"""How many real tokens a translator learns from in a second: packed rows against padding, on the same sentences.
+
+    python benchmarks/packing.py --data multi30k_bpe10k/train.en multi30k_bpe10k/train.de
+
+The two files hold a sentence a line, split into subwords already. Three ways to make batches of about as many tokens,
+each with the same model: sentences in any order, padded to the longest of their batch; sentences of similar lengths,
+padded (`token_batches`); and packed rows (`packed_batches`). They take turns; a rate is the real target tokens of all
+steps over their time.
+"""
+
+import argparse
+import collections
+import itertools
+import statistics
+import time
+
+import keras
+import numpy as np
+
+import keras_transformer as kt
+
+SIZES = {"dim": 128, "depth": 4, "num_heads": 4, "hidden_dim": 256, "dropout": 0.1}  # The translation example's `tiny`.
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs=2, required=True, metavar="FILE", help="source and target sentences")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch on either side (default: 4096)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="of packed rows (default: 64 128)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="each turn lasts so long (default: 4)")
+    parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
+    parser.add_argument("--jit-compile", action="store_true", help="by XLA, which compiles each shape of a batch anew")
+    arguments = parser.parse_args()
+    source, target = ([line.split() for line in open(name, encoding="utf-8")] for name in arguments.data)
+    words = collections.Counter(itertools.chain.from_iterable(source + target))
+    numbers = {word: number for number, word in enumerate(words, start=3)}
+    source, target = ([[numbers[word] for word in text] for text in side] for side in (source, target))
+    lengths = [len(text) + 1 for text in target]
+    print(f"{len(target)} pairs, {np.mean(lengths):.1f} target tokens in each, at most {max(lengths)}")
+    ways = {
+        "any order, padded": any_order(source, target, arguments.tokens),
+        "similar lengths, padded": kt.pipelines.token_batches(source, target, arguments.tokens),
+    }
+    for length in arguments.lengths:
+        rows = arguments.tokens // length
+        ways[f"packed, rows of {length}"] = kt.pipelines.packed_batches(source, target, length, rows)
+    rates = time_in_turns(ways, len(numbers) + 3, arguments)
+    slowest = statistics.median(rates["any order, padded"])
+    for name, found in rates.items():
+        share, rate = real_share(ways[name]), statistics.median(found)
+        turns = ", ".join(f"{x:,.0f}" for x in found)
+        print(f"{name:24} {100 * share:5.1f}% real  {rate:8,.0f} tokens/s ({turns})  {rate / slowest:.2f}")
+
+
+def any_order(source, target, tokens):
+    """A list of batches of sentences as they come after shuffling, about `tokens` of which fit a batch with padding."""
+    longest = max(map(len, source + target)) + 1
+    count = max(1, tokens // (longest // 2))
+    order = np.random.default_rng(0).permutation(len(source))
+    batches = []
+    for i in range(0, len(order), count):
+        chosen = order[i : i + count]
+        pairs = [source[k] for k in chosen], [target[k] for k in chosen]
+        batches += list(kt.pipelines.token_batches(*pairs, 10**9, shuffle=False, length_multiple=1))
+    return batches
+
+
+def real_share(batches):
+    """The share of all tokens that is no padding, source and target."""
+    real = total = 0
+    for inputs, _ in batches:
+        for name in ("source_ids", "target_ids"):
+            ids = np.asarray(inputs[name])
+            real, total = real + (ids != 0).sum(), total + ids.size
+    return real / total
+
+
+def time_in_turns(ways, vocabulary, arguments):
+    """Real target tokens a second of each way, in each turn."""
+    steps, rates = {}, {name: [] for name in ways}
+    for name in ways:
+        keras.utils.set_random_seed(0)
+        model = kt.models.transformer(vocabulary, vocabulary, **SIZES)
+        model = kt.models.packed(model) if name.startswith("packed") else model
+        model.compile("adam", kt.training.SmoothedCrossEntropy(), jit_compile=arguments.jit_compile)
+        steps[name] = model
+    for turn in range(arguments.repeat + 1):  # The first one traces.
+        for name, batches in ways.items():
+            tokens, begin = 0, time.perf_counter()
+            for inputs, labels in itertools.cycle(batches):
+                steps[name].train_on_batch(inputs, labels)
+                tokens += int((np.asarray(labels) != 0).sum())
+                if time.perf_counter() - begin > (arguments.seconds if turn else 1):
+                    break
+            if turn:
+                rates[name].append(tokens / (time.perf_counter() - begin))
+    return rates
+
+
+if __name__ == "__main__":
+    main()
