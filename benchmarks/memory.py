@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-SIZES = {"dim": 256, "depth": 12, "num_heads": 4, "dropout": 0.1}
+SIZES = {"dim": 128, "depth": 12, "num_heads": 4, "dropout": 0.1}
 VOCABULARY = 1000
 
 

@@ -114,7 +114,7 @@ def recomputed(function, *tensors):
     ([4.0, 4.0, 4.0], 3)
     """
     if keras.backend.backend() == "jax":
-        return keras.remat(function)(*tensors)
+        return (_recomputed_late(function) if on_cpu(None) else keras.remat(function))(*tensors)
     others = []
 
     def with_gradients_alone(*tensors):
@@ -124,6 +124,25 @@ def recomputed(function, *tensors):
 
     # TensorFlow has no gradient to hand to what has none, and no need to be handed it: graphs let their tensors out.
     return keras.remat(with_gradients_alone)(*tensors), others[0]
+
+
+def _recomputed_late(function):
+    """`jax.checkpoint` for CPUs, where XLA forgets its barriers before it orders the program, and computes again early.
+
+    Here the second run waits for a number of the gradient that it is for.
+    """
+    import jax
+
+    outputs_of = jax.custom_vjp(function)
+
+    def backward(tensors, gradients):
+        number = ops.reshape(gradients[0][0], (-1,))[0]
+        nothing = ops.where(number == number, 0.0, float("nan"))  # XLA cannot know that it is 0.
+        _, gradients_of = jax.vjp(function, *(x + ops.cast(nothing, x.dtype) for x in tensors))
+        return gradients_of(gradients)
+
+    outputs_of.defvjp(lambda *tensors: (function(*tensors), tensors), backward)
+    return outputs_of
 
 
 def _with_gradient_of_jax(forward, backward):
