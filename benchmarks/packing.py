@@ -25,13 +25,14 @@ SIZES = {"dim": 128, "depth": 4, "num_heads": 4, "hidden_dim": 256, "dropout": 0
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs=2, required=True, metavar="FILE", help="source and target sentences")
+    parser.add_argument("--pairs", type=int, help="the first so many (default: all)")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch on either side (default: 4096)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="of packed rows (default: 64 128)")
     parser.add_argument("--seconds", type=float, default=4.0, help="each turn lasts so long (default: 4)")
     parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
     parser.add_argument("--jit-compile", action="store_true", help="by XLA, which compiles each shape of a batch anew")
     arguments = parser.parse_args()
-    source, target = ([line.split() for line in open(name, encoding="utf-8")] for name in arguments.data)
+    source, target = (read(name)[: arguments.pairs] for name in arguments.data)
     words = collections.Counter(itertools.chain.from_iterable(source + target))
     numbers = {word: number for number, word in enumerate(words, start=3)}
     source, target = ([[numbers[word] for word in text] for text in side] for side in (source, target))
@@ -50,6 +51,11 @@ def main():
         share, rate = real_share(ways[name]), statistics.median(found)
         turns = ", ".join(f"{x:,.0f}" for x in found)
         print(f"{name:24} {100 * share:5.1f}% real  {rate:8,.0f} tokens/s ({turns})  {rate / slowest:.2f}")
+
+
+def read(name):
+    with open(name, encoding="utf-8") as file:
+        return [line.split() for line in file]
 
 
 def any_order(source, target, tokens):

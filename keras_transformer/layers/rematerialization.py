@@ -39,10 +39,9 @@ def rematerializable(call):
 def rematerialized(layer, call, *args, **kwargs):
     """What `call(*args, **kwargs)` returns, by `keras.remat`: of its intermediates none is kept for the gradient.
 
-    Keras' own remat of a layer runs its call a second time as it stands, which draws dropout anew (the gradient is then
-    that of another function), takes no keyword arguments inside of TensorFlow's graphs, and lets states and losses out
-    of a trace of JAX. Here all that the call depends on goes in as tensors, seeds among them, and all that it changes
-    comes out.
+    `keras.RematScope` runs a layer's call a second time as it stands: in TensorFlow's graphs and on JAX it may have no
+    keyword arguments, and what it draws, changes and adds as a loss is drawn, changed and added twice. Here all that
+    the call depends on goes in as tensors, seeds among them, and all that it changes comes out.
 
     Args:
         layer: built `keras.layers.Layer` that holds every variable that the call reads.
