@@ -16,6 +16,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_transformer as kt
 
@@ -28,9 +29,9 @@ def main():
     parser.add_argument("--pairs", type=int, help="the first so many (default: all)")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch on either side (default: 4096)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="of packed rows (default: 64 128)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="each turn lasts so long (default: 4)")
+    parser.add_argument("--steps", type=int, default=20, help="of a turn (default: 20)")
     parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
-    parser.add_argument("--jit-compile", action="store_true", help="by XLA, which compiles each shape of a batch anew")
+    parser.add_argument("--jit-compile", action="store_true", help="by XLA, for each shape of a batch")
     arguments = parser.parse_args()
     source, target = (read(name)[: arguments.pairs] for name in arguments.data)
     words = collections.Counter(itertools.chain.from_iterable(source + target))
@@ -83,24 +84,27 @@ def real_share(batches):
 
 def time_in_turns(ways, vocabulary, arguments):
     """Real target tokens a second of each way, in each turn."""
-    steps, rates = {}, {name: [] for name in ways}
-    for name in ways:
+    runs, rates = {}, {name: [] for name in ways}
+    for name, batches in ways.items():
         keras.utils.set_random_seed(0)
         model = kt.models.transformer(vocabulary, vocabulary, **SIZES)
         model = kt.models.packed(model) if name.startswith("packed") else model
         model.compile("adam", kt.training.SmoothedCrossEntropy(), jit_compile=arguments.jit_compile)
-        steps[name] = model
-    for turn in range(arguments.repeat + 1):  # The first one traces.
-        for name, batches in ways.items():
-            tokens, begin = 0, time.perf_counter()
-            for inputs, labels in itertools.cycle(batches):
-                steps[name].train_on_batch(inputs, labels)
-                tokens += int((np.asarray(labels) != 0).sum())
-                if time.perf_counter() - begin > (arguments.seconds if turn else 1):
-                    break
-            if turn:
-                rates[name].append(tokens / (time.perf_counter() - begin))
+        chosen = [keras.tree.map_structure(np.asarray, batch) for batch in itertools.islice(batches, arguments.steps)]
+        runs[name] = model, dataset(chosen), sum((labels != 0).sum() for _, labels in chosen)
+        model.fit(runs[name][1].take(1), verbose=0)  # Traces it.
+    for _ in range(arguments.repeat):
+        for name, (model, batches, tokens) in runs.items():
+            begin = time.perf_counter()
+            model.fit(batches, verbose=0)
+            rates[name].append(tokens / (time.perf_counter() - begin))
     return rates
+
+
+def dataset(batches):
+    """Batches in memory as a dataset, whose shapes TensorFlow is not told of: a step is traced once for all."""
+    signature = keras.tree.map_structure(lambda _: tf.TensorSpec((None, None), "int32"), batches[0])
+    return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
 
 
 if __name__ == "__main__":

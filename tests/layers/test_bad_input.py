@@ -183,6 +183,10 @@ CALLS = [
         r"`attention_mask` must have shape \(batch, 5, 5\).*5\)",
     ),
     (
+        lambda x, c: DecoderBlock(2, 8, 2)(x, c, cross_attention_mask=np.ones((2, 5, 5), bool)),
+        r"`cross_attention_mask` must have shape \(batch, 5, 7\) to match `x` and `context`; .*5, 5\)",
+    ),
+    (
         lambda x, c: EncoderBlock(2, 8)(x, attention_bias=np.zeros((1, 2, 5, 6), "float32")),
         r"`attention_bias` must have shape .*5, 5\).*5, 6\)",
     ),
