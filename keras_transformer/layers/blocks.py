@@ -110,7 +110,7 @@ class EncoderBlock(ResidualBlock):
         drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
         layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
         remat: boolean. Whether training computes what is inside the block a second time, for the gradient, and keeps
-            only what comes in: less memory for a third more time. It is also an attribute, to set before training.
+            only what comes in: less memory for a third more arithmetic. Also an attribute, to set before training.
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -203,7 +203,7 @@ class DecoderBlock(ResidualBlock):
         drop_path: float between 0 and 1. Rate at which a sublayer is skipped for a whole row (stochastic depth).
         layer_scale: float. Initial value of a trained factor for each feature of each sublayer's result, or None.
         remat: boolean. Whether training computes what is inside the block a second time, for the gradient, and keeps
-            only what comes in: less memory for a third more time. It is also an attribute, to set before training.
+            only what comes in: less memory for a third more arithmetic. Also an attribute, to set before training.
         **kwargs: `name`, `dtype` and other arguments of `keras.layers.Layer`.
 
     Call arguments:

@@ -78,9 +78,8 @@ class PositionalEmbedding(keras.layers.Layer):
         if self.kind == "learned":
             table = ops.convert_to_tensor(self.position_table)
             rows = self.max_length
-            if (
-                counted and scopes.decoding() is None
-            ):  # XLA drops the check of an unknown length; a slice too long fails there too.
+            # XLA drops the check of an unknown length; a slice too long fails there too.
+            if counted and scopes.decoding() is None:
                 # The length is that of the positions, so that the slice waits for their check.
                 rows = ops.shape(positions)[-1]
             table = ops.slice(table, (self.offset, 0), (rows, x.shape[-1]))

@@ -94,7 +94,7 @@ def test_a_model_of_layers_by_hand_and_one_inside_another():
     x = keras.layers.Embedding(30, 16, mask_zero=True)(ids)
     inner = keras.Input((None, 16))
     inner = keras.Model(inner, kt.layers.EncoderBlock(2, 32)(inner), name="inner")
-    everything = ops.not_equal(ids[:, :, None] + ids[:, None, :], -1)
+    everything = ops.not_equal(ops.expand_dims(ids, -1) + ops.expand_dims(ids, 1), -1)
     x = kt.layers.MultiHeadSelfAttention(2, causal=True)(inner(x), attention_mask=everything)
     model = keras.Model(ids, keras.layers.Dense(30)(x))
     ids, segments = rows(TEXTS, [1], [])
