@@ -66,10 +66,18 @@ def any_order(source, target, tokens):
     order = np.random.default_rng(0).permutation(len(source))
     batches = []
     for i in range(0, len(order), count):
-        chosen = order[i : i + count]
-        pairs = [source[k] for k in chosen], [target[k] for k in chosen]
-        batches += list(kt.pipelines.token_batches(*pairs, 10**9, shuffle=False, length_multiple=1))
+        sources = padded([[*source[k], 2] for k in order[i : i + count]])
+        rows = padded([[1, *target[k], 2] for k in order[i : i + count]])
+        said = np.where(rows[:, 1:] == 0, 0, rows[:, :-1])  # The last token of a target is not read.
+        batches.append(({"source_ids": sources, "target_ids": said}, rows[:, 1:]))
     return batches
+
+
+def padded(rows):
+    batch = np.zeros((len(rows), max(map(len, rows))), "int32")
+    for row, values in zip(batch, rows, strict=True):
+        row[: len(values)] = values
+    return batch
 
 
 def real_share(batches):
@@ -92,11 +100,11 @@ def time_in_turns(ways, vocabulary, arguments):
         model.compile("adam", kt.training.SmoothedCrossEntropy(), jit_compile=arguments.jit_compile)
         chosen = [keras.tree.map_structure(np.asarray, batch) for batch in itertools.islice(batches, arguments.steps)]
         runs[name] = model, dataset(chosen), sum((labels != 0).sum() for _, labels in chosen)
-        model.fit(runs[name][1].take(1), verbose=0)  # Traces it.
+        model.fit(runs[name][1].take(1), shuffle=False, verbose=0)  # Traces it.
     for _ in range(arguments.repeat):
         for name, (model, batches, tokens) in runs.items():
             begin = time.perf_counter()
-            model.fit(batches, verbose=0)
+            model.fit(batches, shuffle=False, verbose=0)
             rates[name].append(tokens / (time.perf_counter() - begin))
     return rates
 
@@ -104,7 +112,8 @@ def time_in_turns(ways, vocabulary, arguments):
 def dataset(batches):
     """Batches in memory as a dataset, whose shapes TensorFlow is not told of: a step is traced once for all."""
     signature = keras.tree.map_structure(lambda _: tf.TensorSpec((None, None), "int32"), batches[0])
-    return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    rows = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    return rows.apply(tf.data.experimental.assert_cardinality(len(batches)))
 
 
 if __name__ == "__main__":
