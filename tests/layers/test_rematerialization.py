@@ -8,6 +8,7 @@ from keras import ops
 
 import keras_transformer as kt
 from keras_transformer.layers import DecoderBlock, EncoderBlock, FeedForward, MixtureOfExperts, MultiHeadSelfAttention
+from keras_transformer.ops.looping import on_cpu
 
 X, CONTEXT = random(2, 5, 8), random(2, 7, 12, seed=1)
 BIAS = random(1, 2, 5, 5, seed=2)
@@ -61,9 +62,8 @@ def test_gradients_states_and_losses_are_the_same(make, policy):
         np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-6)
 
 
-def test_nothing_but_what_comes_in_is_kept():
-    """JAX says what it keeps; on the others the feed-forward network is called a second time for the gradient."""
-    calls, kept = [], []
+def test_the_gradient_calls_the_layers_once_more():
+    calls = []
 
     @keras.saving.register_keras_serializable(package="tests")
     class Counting(keras.layers.Dense):
@@ -71,19 +71,13 @@ def test_nothing_but_what_comes_in_is_kept():
             calls.append(training)
             return super().call(x, training=training)
 
+    traced_once = BACKEND == "jax" and not on_cpu(None)  # There JAX derives the second run from the trace of the first.
     for remat in (False, True):
         block = EncoderBlock(2, Counting(8), remat=remat)
         block(X)
         calls.clear()
-        if BACKEND == "jax":
-            from jax.ad_checkpoint import saved_residuals
-
-            kept.append(len(saved_residuals(lambda x, block=block: ops.sum(block(x, training=True)), X)))
-        else:
-            gradients(lambda block=block: ops.sum(block(X, training=True)), block.trainable_variables)
-            assert calls == [True] * (2 if remat else 1)
-    if BACKEND == "jax":
-        assert kept[1] <= 1 + len(block.weights) < kept[0]
+        gradients(lambda block=block: ops.sum(block(X, training=True)), block.trainable_variables)
+        assert calls == [True] * (2 if remat and not traced_once else 1)
 
 
 def test_models_learn_the_same_and_keep_the_flag(tmp_path):
