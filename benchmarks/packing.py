@@ -20,7 +20,7 @@ import tensorflow as tf
 
 import keras_transformer as kt
 
-SIZES = {"dim": 128, "depth": 4, "num_heads": 4, "hidden_dim": 256, "dropout": 0.1}  # The translation example's `tiny`.
+SIZES = {"dim": 128, "num_heads": 4, "hidden_dim": 256, "dropout": 0.1}  # The translation example's `tiny`.
 
 
 def main():
@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="of packed rows (default: 64 128)")
     parser.add_argument("--steps", type=int, default=20, help="of a turn (default: 20)")
     parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
+    parser.add_argument("--depth", type=int, default=4, help="blocks of encoder and of decoder (default: 4)")
     parser.add_argument("--jit-compile", action="store_true", help="by XLA, for each shape of a batch")
     arguments = parser.parse_args()
     source, target = (read(name)[: arguments.pairs] for name in arguments.data)
@@ -95,7 +96,7 @@ def time_in_turns(ways, vocabulary, arguments):
     runs, rates = {}, {name: [] for name in ways}
     for name, batches in ways.items():
         keras.utils.set_random_seed(0)
-        model = kt.models.transformer(vocabulary, vocabulary, **SIZES)
+        model = kt.models.transformer(vocabulary, vocabulary, depth=arguments.depth, **SIZES)
         model = kt.models.packed(model) if name.startswith("packed") else model
         model.compile("adam", kt.training.SmoothedCrossEntropy(), jit_compile=arguments.jit_compile)
         chosen = [keras.tree.map_structure(np.asarray, batch) for batch in itertools.islice(batches, arguments.steps)]
