@@ -133,6 +133,14 @@ def train_model(pipeline, train, validation, scored, tokenize, arguments):
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
+def to_score(arguments, pairs):
+    """Pairs with the references that translations are held to, and what sacrebleu calls the way to cut them."""
+    if arguments.tokenizer != "subwords":
+        return pairs, "13a"
+    # Text that came split is scored as words: the pipeline joins what it writes, so the references are joined as well.
+    return [(source, re.sub("@@( |$)", "", reference)) for source, reference in pairs], "none"
+
+
 def show(translations, pairs, title):
     print(title)
     for translation, (source, reference) in zip(translations, pairs, strict=False):
@@ -172,9 +180,7 @@ def main():
     generator = kt.generation.Generator(model, 1, 2, sampler=kt.generation.BeamSearch(recipe.beam))
     pipeline = kt.pipelines.Pipeline(generator, tokenizer, tokenizer)
     print(f"{len(train)} pairs to train on, {len(validation)} to validate on, {model.count_params()} parameters.")
-    # Text that came split is scored as words: the pipeline joins what it writes, so the references are joined as well.
-    joiner, tokenize = ("@@( |$)", "none") if arguments.tokenizer == "subwords" else ("(?!)", "13a")
-    answers = [(source, re.sub(joiner, "", reference)) for source, reference in validation]
+    answers, tokenize = to_score(arguments, validation)
     scored = answers[:200] if arguments.data == ["numbers"] else answers
     try:
         log = train_model(pipeline, train, validation, scored, tokenize, arguments)

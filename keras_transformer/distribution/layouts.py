@@ -5,8 +5,6 @@ import keras
 from keras_transformer.layers import FeedForward, MixtureOfExperts
 from keras_transformer.layers.attention import Attention
 
-__all__ = ["layout_map"]
-
 MODEL_AXIS = "model"
 SPLIT = (Attention, FeedForward, MixtureOfExperts)
 
