@@ -47,7 +47,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     numbers = arguments.data == ["numbers"]
     arguments.config = arguments.config or ("numbers" if numbers else "tiny")
-    arguments.pairs = arguments.pairs or (25000 if numbers else None)
+    if arguments.pairs is None and numbers:
+        arguments.pairs = 25000
     if arguments.model_parallel != 1 and arguments.engine != "jax":
         parser.error(f"--model-parallel needs --engine jax; received --engine {arguments.engine}")
     if arguments.processes > 1 and arguments.hosts:
@@ -125,13 +126,12 @@ def train(engine, model, tokenizer, training_pairs, validation_pairs, arguments)
     training, validation = batches(training_pairs, first_epoch=done), batches(validation_pairs, shuffle=False)
     epochs = arguments.epochs or -(-recipe.updates // int(training.cardinality()))
     copies = engine.copy(model)
-    backup = keras.callbacks.BackupAndRestore(output / "backup", delete_checkpoint=False)
-    backup.set_model(copies)
-    # To save a model is work in which all processes take part; the first one's files are those that count.
+    # To read and to write a model is work in which all processes take part; the first one's files are those that count.
     with tempfile.TemporaryDirectory() as scratch, engine.scope():
         folder = output if engine.rank == 0 else Path(scratch)
+        if engine.rank and done:
+            shutil.copytree(output / "backup", folder / "backup")
         callbacks = [
-            keras.callbacks.LambdaCallback(on_train_begin=backup.on_train_begin),
             keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
             keras.callbacks.CSVLogger(folder / "log.csv", append=True),
             keras.callbacks.TensorBoard(folder / "logs", write_graph=False),

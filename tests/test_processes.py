@@ -1,0 +1,88 @@
+"""Two processes on this machine train as one does, with the engine of each backend, and do not outlive each other."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_transformer as kt
+
+BACKENDS = ["jax", "tensorflow", "torch"]
+
+
+def start(backend):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, str(Path(__file__).with_name("process_run.py"))]
+    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, str(rank), *hosts], **options) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """By backend: what two processes found, and how the first one ended when the second one had been killed."""
+    pairs = {backend: start(backend) for backend in BACKENDS}
+    results = {}
+
+    def follow(backend, first, second):
+        threading.Thread(target=second.communicate, daemon=True).start()
+        line = next((line for line in first.stdout if line.startswith("{")), "")
+        time.sleep(0.5)
+        second.kill()
+        killed = time.monotonic()
+        try:
+            message = first.communicate(timeout=60)[1]
+        except subprocess.TimeoutExpired:
+            message = "The first process goes on without the second one."
+        results[backend] = line, first.poll(), time.monotonic() - killed, message
+
+    threads = [threading.Thread(target=follow, args=(backend, *pair)) for backend, pair in pairs.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for process in [process for pair in pairs.values() for process in pair]:
+        process.kill()
+    return results
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_train_as_one(runs, backend):
+    line, _, _, message = runs[backend]
+    assert line, message
+    result = json.loads(line)
+    found, expected = result["found"], result["expected"]
+    assert len(expected["loss"]) == 10 and expected["loss"][-1] < expected["loss"][0] - 0.3
+    for name in ("loss", "token_accuracy"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+    assert result["apart"] < 1e-4 and result["steps"] == 10
+    assert backend != "jax" or found["tokens"] == expected["tokens"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_process_ends_the_other(runs, backend):
+    _, status, seconds, message = runs[backend]
+    assert status not in (None, 0), message
+    assert seconds < 60
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="`rank` must be a place in `hosts`, 0 to 1; received rank=2"):
+        kt.distribution.start(["a:1", "b:1"], rank=2)
+    with pytest.raises(ValueError, match="`model_parallel` must .*received model_parallel=7"):
+        kt.distribution.start(model_parallel=7)
+    model = kt.models.causal_lm(8, dim=4, depth=1, num_heads=1)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    engine = kt.distribution.start()
+    with pytest.raises(ValueError, match="must be compiled with a `keras.losses.Loss`; its loss is 'sparse"):
+        engine.copy(model)
