@@ -1,4 +1,4 @@
-"""One of several processes that train a tiny translator together, and go on until they are killed.
+"""One of several processes that train a tiny language model together, and go on until they are killed.
 
 KERAS_BACKEND=jax python tests/process_run.py 0 127.0.0.1:12355 127.0.0.1:12356 &
 KERAS_BACKEND=jax python tests/process_run.py 1 127.0.0.1:12355 127.0.0.1:12356
@@ -18,9 +18,8 @@ import tensorflow as tf
 import keras_transformer as kt
 
 rng = np.random.default_rng(0)
-SOURCE = rng.integers(3, 32, (15, 8)).astype("int32")  # Fifteen rows, which two processes cannot share evenly.
-SOURCE[np.arange(8) >= rng.integers(2, 9, (15, 1))] = 0
-TARGET = np.concatenate([np.ones((15, 1), "int32"), SOURCE[:, ::-1]], axis=1)
+TOKENS = rng.integers(3, 32, (15, 9)).astype("int32")  # Fifteen rows, which two processes cannot share evenly.
+TOKENS[np.arange(9) >= rng.integers(3, 10, (15, 1))] = 0
 
 
 def results(model, batches):
@@ -28,16 +27,16 @@ def results(model, batches):
 
 
 def tokens(model):
-    return kt.generation.Generator(model, start_id=1).generate({"source_ids": SOURCE}, 4).tolist()
+    return kt.generation.Generator(model).generate({"token_ids": TOKENS[:, :3]}, 4).tolist()
 
 
 def main():
     engine = kt.distribution.start(sys.argv[2:], int(sys.argv[1]))
     keras.utils.set_random_seed(0)
-    model = kt.models.transformer(32, 32, dim=16, depth=1, num_heads=2, hidden_dim=32, dropout=0.0)
+    model = kt.models.causal_lm(32, dim=16, depth=1, num_heads=2, hidden_dim=32, dropout=0.0)
     metrics = [kt.training.TokenAccuracy()]
     model.compile(keras.optimizers.Adam(5e-3), kt.training.SmoothedCrossEntropy(0.1), metrics=metrics)
-    batches = tf.data.Dataset.from_tensors(({"source_ids": SOURCE, "target_ids": TARGET[:, :-1]}, TARGET[:, 1:]))
+    batches = tf.data.Dataset.from_tensors(({"token_ids": TOKENS[:, :-1]}, TOKENS[:, 1:]))
     copies = engine.copy(model)
     if engine.rank == 0:
         expected = results(model, batches)
