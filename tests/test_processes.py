@@ -38,13 +38,14 @@ def runs():
         threading.Thread(target=second.communicate, daemon=True).start()
         line = next((line for line in first.stdout if line.startswith("{")), "")
         time.sleep(0.5)
+        lived = second.poll() is None
         second.kill()
         killed = time.monotonic()
         try:
             message = first.communicate(timeout=60)[1]
         except subprocess.TimeoutExpired:
             message = "The first process goes on without the second one."
-        results[backend] = line, first.poll(), time.monotonic() - killed, message
+        results[backend] = line, first.poll() if lived else None, time.monotonic() - killed, message
 
     threads = [threading.Thread(target=follow, args=(backend, *pair)) for backend, pair in pairs.items()]
     for thread in threads:

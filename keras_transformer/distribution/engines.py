@@ -127,6 +127,8 @@ class Engine:
 
     def take_back(self, trained, model):
         """Puts the weights and the optimizer's state of the copy into the model that it is a copy of."""
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         pairs = [(model.variables, trained.variables), (model.optimizer.variables, trained.optimizer.variables)]
         for own, others in pairs:
             for variable, other in zip(own, others, strict=True):
