@@ -2,7 +2,7 @@
 
 import importlib
 
-from keras_transformer import distribution, generation, inspection, layers, models, ops, scopes, training
+from keras_transformer import distribution, export, generation, inspection, layers, models, ops, scopes, training
 
 __version__ = "0.1.0"
 
@@ -10,6 +10,7 @@ _ON_DEMAND = ("pipelines", "pretrained")  # These rooms stand on more than keras
 
 __all__ = [
     "distribution",
+    "export",
     "generation",
     "inspection",
     "layers",

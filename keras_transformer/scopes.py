@@ -137,38 +137,42 @@ class DecodingScope(Scope):
             `max_length`, or T at the first call, where nothing else is there yet.
         """
         batch, heads, length, _ = ops.shape(key)
-        # Around an axis of a single row XLA copies the whole cache at each step.
-        rows = () if isinstance(batch, int) and batch == 1 else (batch,)
         if name not in self.cache:
+            # Around an axis of a single row XLA copies the whole cache at each step.
+            rows = () if isinstance(batch, int) and batch == 1 else (batch,)
             self.cache[name] = {
                 "key": ops.zeros((*rows, heads, self.max_length, key.shape[3]), key.dtype),
                 "value": ops.zeros((*rows, heads, self.max_length, value.shape[3]), value.dtype),
                 "mask": ops.zeros((batch, self.max_length), "bool"),
             }
         entry = self.cache[name]
+        has_rows = len(entry["key"].shape) == 4
         self._check_room(length, ops.shape(entry["key"])[-2])
         real = self.real(mask)
         real = ops.ones((batch, length), "bool") if real is None else ops.broadcast_to(real, (batch, length))
-        place = self._place()
 
         def updated(kept, new):
-            new = new if rows else ops.squeeze(new, axis=0)
-            return ops.slice_update(kept, (*(0,) * len(rows), 0, place, 0), new)
+            return self.written(kept, new if has_rows else ops.squeeze(new, axis=0), axis=-2)
 
         self.cache[name] = entry = {
             "key": updated(entry["key"], key),
             "value": updated(entry["value"], value),
-            "mask": ops.slice_update(entry["mask"], (0, place), real),
+            "mask": self.written(entry["mask"], real, axis=-1),
         }
         if self._first:
             return key, value, real
-        key, value = (x if rows else ops.expand_dims(x, 0) for x in (entry["key"], entry["value"]))
+        key, value = (x if has_rows else ops.expand_dims(x, 0) for x in (entry["key"], entry["value"]))
         return key, value, entry["mask"]
 
     def spread(self, mask, length):
         """A boolean `[B, T]` about the tokens of this call as one about the cache, `[B, length]`: False elsewhere."""
-        rows = ops.zeros((ops.shape(mask)[0], length), "bool")
-        return ops.slice_update(rows, (0, self._place()), mask)
+        return self.written(ops.zeros((ops.shape(mask)[0], length), "bool"), mask, axis=-1)
+
+    def written(self, kept, new, axis):
+        """What the cache keeps, with what is new of this call in its slots, which lie along `axis`."""
+        starts = [0] * len(kept.shape)
+        starts[axis] = self._place()
+        return ops.slice_update(kept, starts, new)
 
     def once(self, name, compute):
         """The dict of tensors that `compute()` returned at the first call: what does not change from token to token."""

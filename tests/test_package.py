@@ -27,13 +27,14 @@ ARROWS = {
     "inspection": {"models", "layers", "ops", "scopes"},
     "pretrained": {"generation", "models", "layers", "ops", "scopes"},
     "training": {"models", "layers", "ops", "scopes"},
+    "export": set(),
     "distribution": {"models", "layers", "ops", "scopes"},
     "pipelines": {"generation", "pretrained", "training", "models", "layers", "ops", "scopes"},
 }
 # The one call that reaches up: `Generator.from_pretrained`, which imports what it needs when it is called.
 UPWARD = {"generation/generator.py": {"pretrained"}}
 # The rooms that run where only one backend and Keras are installed.
-CORE = {"ops", "scopes", "layers", "models", "generation", "inspection", "training", "distribution"}
+CORE = {"ops", "scopes", "layers", "models", "generation", "inspection", "training", "distribution", "export"}
 
 PREFIX = "keras_transformer."
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -122,12 +122,14 @@ class Generator:
         tensors = {name: ops.convert_to_tensor(x) for name, x in arrays.items()}
         return ops.convert_to_numpy(self._function(max_new_tokens, len(arrays["prompt"]))(tensors))[:batch]
 
-    def generate_tensors(self, inputs, max_new_tokens):
+    def generate_tensors(self, inputs, max_new_tokens, parameters=None):
         """Generates tokens inside a `tf.function`, for a SavedModel; sizes may be unknown until run time.
 
         Args:
             inputs: dict from the model's input names to tensors; prompts are padded with `pad_id` on either side.
             max_new_tokens: int. How many tokens to generate at most.
+            parameters: dict of scalar tensors, all of `Sampling.PARAMETERS` and a `seed`, where the sampler is a
+                `Sampling`, whose own they take the place of; or None.
 
         Returns:
             int32 tensor of shape `[batch, max_new_tokens]`.
@@ -171,8 +173,8 @@ class Generator:
         rows = ops.minimum(ops.arange(bucket_tensor(batch, 1)), ops.maximum(batch - 1, 0))
         tensors = {name: ops.pad(x, ((0, 1), *((0, 0),) * (len(x.shape) - 1))) for name, x in tensors.items()}
         tensors = {name: ops.take(x, rows, axis=0) for name, x in tensors.items()}
-        tensors["seed"] = ops.convert_to_tensor(self._seed(), "int32")
-        return self._function(max_new_tokens)(tensors)[:batch]
+        tensors |= {"seed": self._seed_tensor()} if parameters is None else parameters
+        return self._function(max_new_tokens, sampled=parameters is not None)(tensors)[:batch]
 
     def get_config(self):
         """What a generator is made of besides its model, as a dict that can be written as JSON."""
@@ -221,15 +223,17 @@ class Generator:
         options = {**generator_options(directory, chosen=options), **options}
         return cls(load(directory) if model is None else model, **options)
 
-    def _function(self, max_new_tokens, batch=None):
+    def _function(self, max_new_tokens, batch=None, sampled=False):
         # One row is compiled apart: only where it is known that there are no others can its products be quick.
-        key = (max_new_tokens, 1 if batch == 1 else None)
+        key = (max_new_tokens, 1 if batch == 1 else None, sampled)
         if key not in self._compiled:
             sources = {name: (x.shape[1:], x.dtype) for name, x in self.graph.source_inputs.items()}
             sources |= {"prompt": ((None,), "int32"), "real": ((None,), "bool")}
             sources |= {} if self.graph.segment_input is None else {"segments": ((None,), "int32")}
             tensors = {name: keras.KerasTensor((key[1], *shape), dtype) for name, (shape, dtype) in sources.items()}
             tensors["seed"] = keras.KerasTensor((), "int32")
+            parameters = Sampling.PARAMETERS if sampled else {}
+            tensors |= {name: keras.KerasTensor((), dtype) for name, dtype in parameters.items()}
 
             def loop(tensors):
                 return self._loop(tensors, max_new_tokens)
@@ -268,7 +272,8 @@ class Generator:
             return scores_of(logits, later.then(tokens, count + 1)), scope.cache
 
         scores = scores_of(logits, history)
-        return self.sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
+        sampler = self.sampler if "temperature" not in tensors else self.sampler.with_parameters(tensors)
+        return sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
 
     def _source(self, tensors):
         """The tokens that the encoder reads and which are real, or the prompt where there is no encoder."""
@@ -280,6 +285,13 @@ class Generator:
     def _seed(self):
         seed = getattr(self.sampler, "seed", 0)
         return np.random.randint(2**31 - 1) if seed is None else seed
+
+    def _seed_tensor(self):
+        if getattr(self.sampler, "seed", 0) is not None:
+            return ops.convert_to_tensor(self._seed(), "int32")
+        import tensorflow as tf  # A graph is made once: it has to draw the seeds of its calls itself.
+
+        return tf.random.uniform((), maxval=2**31 - 1, dtype="int32")
 
     def _start(self):
         if self.start_id is None:

@@ -1,10 +1,12 @@
 """Cuts the graph of a functional model in two: what depends on the decoder's tokens, and what can be computed once."""
 
+import inspect
+
 import keras
 from keras import ops
 
 from keras_transformer import scopes
-from keras_transformer.layers import MultiHeadSelfAttention
+from keras_transformer.layers import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.models.functional import MIXING_LAYERS, functional_graph
 from keras_transformer.ops.masks import get_mask, set_mask
 
@@ -44,6 +46,17 @@ class Step:
             return set_mask(products.dense(self.operation, x), get_mask(x))
         return products.tied_output(self.operation, values[self.inputs[0]]) if self.is_tied_output() else None
 
+    def reads_as_context(self, key):
+        """Whether this is cross-attention, or a block with one, and the tensor of this key its context or its mask."""
+        cross_attention = getattr(self.operation, "cross_attention", self.operation)
+        if not isinstance(cross_attention, CrossAttention):
+            return False
+        arguments = self._node.arguments
+        given = inspect.signature(self.operation.call).bind(*arguments.args, **arguments.kwargs).arguments
+        context = [id(given.get(name)) for name in ("context", "context_mask")]
+        pairs = zip(self._node.input_tensors, self.inputs, strict=True)
+        return all(id(x) in context for x, own in pairs if own == key)
+
     def layers(self):
         """The operation, if it is a layer, and all layers in it."""
         if not isinstance(self.operation, keras.layers.Layer):
@@ -73,7 +86,7 @@ class DecodingGraph:
             raise ValueError(f"`model` must be a functional keras.Model, built from `keras.Input`; received {model!r}.")
         self.model = model
         self._steps = []
-        self._kept = []  # The ids of these tensors are keys: they must stay alive.
+        self._tensors = {}  # By their keys, which have their ids: they must stay alive.
         keys = {x.name: self._key((), x) for x in model.inputs}
         outputs = self._open(model, (), {key: key for key in keys.values()})
         self._output = outputs[_logits_index(model)]
@@ -115,6 +128,18 @@ class DecodingGraph:
             step.run(values)
         return values[self._output]
 
+    def boundary_tensors(self):
+        """The symbolic tensors of what `encode` returns, in its order."""
+        return [self._tensors[key] for key in self._boundary]
+
+    def context_alone(self):
+        """For each tensor that `encode` returns, whether nothing but cross-attention reads it, which caches it."""
+        readers = [[step for step in self._decoder if key in step.inputs] for key in self._boundary]
+        return [
+            key != self._output and all(step.reads_as_context(key) for step in steps)
+            for key, steps in zip(self._boundary, readers, strict=True)
+        ]
+
     def consumers(self, name):
         """The operations that read the input called `name`."""
         key = self._token_key if name == self.token_input else self._source_keys[name]
@@ -129,8 +154,9 @@ class DecodingGraph:
         return [step.operation for step in self._decoder if step.is_tied_output()]
 
     def _key(self, scope, x):
-        self._kept.append(x)
-        return f"{'/'.join(map(str, scope))}:{id(x)}"
+        key = f"{'/'.join(map(str, scope))}:{id(x)}"
+        self._tensors[key] = x
+        return key
 
     def _open(self, model, scope, alias):
         """Appends the steps of `model`, with those of the models nested in it, and returns the keys of its outputs."""

@@ -1,5 +1,7 @@
 """How the next token is chosen. A sampler knows nothing of models: only scores, and a function that gives the next."""
 
+import copy
+
 import keras
 from keras import ops
 
@@ -11,6 +13,8 @@ class TokenSampler:
 
     Subclasses choose a token for each row in `choose`.
     """
+
+    max_new_tokens = None  # A tensor, where a call wants fewer than there is room for.
 
     def choose(self, logits, seed):
         """Tokens `[B]` for logits `[B, vocabulary]`; `seed` is a `keras.random.SeedGenerator` of this step."""
@@ -33,6 +37,7 @@ class TokenSampler:
             int32 tensor `[B, max_new_tokens]`.
         """
         rows = ops.shape(logits)[0]
+        limit = max_new_tokens if self.max_new_tokens is None else ops.minimum(self.max_new_tokens, max_new_tokens)
 
         def append(i, logits, tokens, ended):
             chosen = ops.cast(self.choose(logits, StepSeed(seed, i)), "int32")
@@ -41,7 +46,7 @@ class TokenSampler:
             return tokens, ops.logical_or(ended, is_one_of(chosen, end_tokens(end_id)))
 
         def unfinished(i, tokens, ended, cache):
-            return ops.logical_and(i < max_new_tokens, ops.logical_not(ops.all(ended)))
+            return ops.logical_and(i < limit, ops.logical_not(ops.all(ended)))
 
         def next_token(i, tokens, ended, cache):
             logits, cache = step(tokens, i - 1, cache)
@@ -106,6 +111,9 @@ class Sampling(TokenSampler):
     {'temperature': 0.8, 'top_k': 40, 'top_p': None, 'seed': 1, 'min_p': None, 'typical_p': None}
     """
 
+    # What a call may bring as scalar tensors: `top_k` of 0 and `top_p` of 1 are for all tokens.
+    PARAMETERS = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "max_new_tokens": "int32"}
+
     def __init__(self, temperature=1.0, top_k=None, top_p=None, seed=None, min_p=None, typical_p=None):
         if temperature <= 0:
             raise ValueError(
@@ -134,14 +142,15 @@ class Sampling(TokenSampler):
 
     def cut(self, logits):
         """Logits `[B, vocabulary]` with those of tokens that cannot be drawn at -1e30."""
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = ops.top_k(logits, self.top_k)[0][:, -1:]
-            logits = ops.where(logits < least, -1e30, logits)
-        if self.top_p is not None and self.top_p < 1:
+        size = logits.shape[-1]
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < size):
+            logits = ops.where(logits < self._least_of_top_k(logits), -1e30, logits)
+        if self.top_p is not None and (not isinstance(self.top_p, float | int) or self.top_p < 1):
             descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
             probabilities = ops.softmax(descending, axis=-1)
             before = ops.cumsum(probabilities, axis=-1) - probabilities
-            least = ops.min(ops.where(before < self.top_p, descending, float("inf")), axis=-1, keepdims=True)
+            kept = ops.logical_or(before < self.top_p, ops.convert_to_tensor(self.top_p) >= 1)
+            least = ops.min(ops.where(kept, descending, float("inf")), axis=-1, keepdims=True)
             logits = ops.where(logits < least, -1e30, logits)
         if self.min_p:
             probabilities = ops.softmax(logits, axis=-1)
@@ -150,6 +159,21 @@ class Sampling(TokenSampler):
         if self.typical_p is not None and self.typical_p < 1:
             logits = ops.where(self._is_typical(logits), logits, -1e30)
         return logits
+
+    def _least_of_top_k(self, logits):
+        """The lowest logit `[B, 1]` of those that `top_k`, a number or a tensor, leaves."""
+        if isinstance(self.top_k, int):
+            return ops.top_k(logits, self.top_k)[0][:, -1:]
+        size = logits.shape[-1]
+        count = ops.where(self.top_k > 0, ops.minimum(self.top_k, size), size)
+        return ops.take(ops.sort(logits, axis=-1), ops.reshape(size - count, (1,)), axis=-1)
+
+    def with_parameters(self, tensors):
+        """This sampler with parameters out of a dict of scalar tensors in the place of its own."""
+        sampler = copy.copy(self)
+        for name in self.PARAMETERS:
+            setattr(sampler, name, tensors[name])
+        return sampler
 
     def _is_typical(self, logits):
         """Which tokens are among the most typical that have `typical_p` of the probability together."""

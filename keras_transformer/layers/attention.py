@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_transformer import scopes
 from keras_transformer.layers.checks import check_explicit, check_rate, check_sequence_masks, check_width
-from keras_transformer.layers.cloning import clone_layer
+from keras_transformer.layers.cloning import clone_layer, quantization_config, quantized_dtype
 from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_initializer
 from keras_transformer.layers.position import PositionEncoding
@@ -62,7 +62,12 @@ class Attention(keras.layers.Layer):
         use_bias = self.use_bias if isinstance(self.use_bias, bool) else name in self.use_bias
         initializer = kernel_initializer(SCORING if name in ("query", "key") else RESIDUAL)
         layer = keras.layers.Dense(
-            units, use_bias=use_bias, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
+            units,
+            use_bias=use_bias,
+            kernel_initializer=initializer,
+            quantization_config=quantization_config(self.dtype_policy, name),
+            name=name,
+            dtype=self.dtype_policy,
         )
         layer.build(input_shape)
         return layer
@@ -105,6 +110,7 @@ class Attention(keras.layers.Layer):
 
     def shared_config(self):
         return {
+            **quantized_dtype(self),
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
             "num_key_value_heads": self.num_key_value_heads,

@@ -3,6 +3,7 @@ import keras
 from keras_transformer import scopes
 from keras_transformer.layers.activations import activate, get_activation
 from keras_transformer.layers.checks import check_rate
+from keras_transformer.layers.cloning import quantization_config, quantized_dtype
 from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, kernel_initializer
 
@@ -65,6 +66,7 @@ class FeedForward(keras.layers.Layer):
             units,
             use_bias=self.use_bias,
             kernel_initializer=kernel_initializer(RESIDUAL),
+            quantization_config=quantization_config(self.dtype_policy, name),
             name=name,
             dtype=self.dtype_policy,
         )
@@ -85,6 +87,7 @@ class FeedForward(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
+            **quantized_dtype(self),
             "hidden_dim": self.hidden_dim,
             "activation": keras.activations.serialize(self.activation),
             "gated": self.gated,

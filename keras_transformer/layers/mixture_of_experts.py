@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_transformer import scopes
 from keras_transformer.layers.activations import activate, get_activation
+from keras_transformer.layers.cloning import quantization_config, quantized_dtype
 from keras_transformer.layers.initialization import RESIDUAL
 
 
@@ -98,7 +99,11 @@ class MixtureOfExperts(keras.layers.Layer):
     def build(self, input_shape):
         dim = input_shape[-1]
         self.router = keras.layers.Dense(
-            self.num_experts, use_bias=self.router_bias, name="router", dtype=self.dtype_policy
+            self.num_experts,
+            use_bias=self.router_bias,
+            quantization_config=quantization_config(self.dtype_policy, "router"),
+            name="router",
+            dtype=self.dtype_policy,
         )
         self.router.build(input_shape)
         self.up, self.up_bias = self._expert_weights("up", dim, self.hidden_dim)
@@ -207,6 +212,7 @@ class MixtureOfExperts(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
+            **quantized_dtype(self),
             "num_experts": self.num_experts,
             "hidden_dim": self.hidden_dim,
             "top_k": self.top_k,

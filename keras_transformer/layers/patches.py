@@ -137,7 +137,9 @@ class PrefixTokens(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask):
         if previous_mask is None:
             return None
-        return ops.pad(previous_mask, ((0, 0), (self.count, 0)), constant_values=True)
+        # Padded as numbers: ONNX pads nothing else.
+        mask = ops.pad(ops.cast(previous_mask, "int32"), ((0, 0), (self.count, 0)), constant_values=1)
+        return ops.cast(mask, "bool")
 
     def compute_output_shape(self, input_shape):
         batch, length, dim = input_shape

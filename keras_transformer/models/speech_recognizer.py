@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import ops
 
 from keras_transformer.layers import (
@@ -10,7 +11,7 @@ from keras_transformer.layers import (
     MultiHeadSelfAttention,
     PositionalEmbedding,
 )
-from keras_transformer.ops.masks import surely_blank
+from keras_transformer.ops.masks import SURELY_NOT
 
 
 def speech_recognizer(
@@ -128,4 +129,5 @@ def with_blank_padding(logits, features):
     """Logits of which those that belong to padding give all of the probability to the blank, number 0."""
     real = ops.any(ops.not_equal(features, 0), axis=-1, keepdims=True)[:, ::4]
     # A mask of the logits would be lost on a loss that has one value for a whole sequence.
-    return ops.where(real, logits, ops.cast(surely_blank(logits.shape[-1]), logits.dtype))
+    is_blank = np.arange(logits.shape[-1]) == 0
+    return ops.where(ops.logical_or(real, is_blank), ops.where(real, logits, 0.0), SURELY_NOT)

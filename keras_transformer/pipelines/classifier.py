@@ -1,7 +1,5 @@
 """Raw input to a label: what reads it, a model and the names of its classes as one thing to call, save and export."""
 
-import json
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,6 +13,7 @@ from keras_transformer.pipelines.saving import (
     SAVED_MODEL_FILES,
     check_exportable,
     save_part,
+    write_config,
     written_at_once,
 )
 from keras_transformer.pipelines.token_reader import TokenReader
@@ -112,7 +111,7 @@ class Classifier:
         with written_at_once(directory, {MODEL_FILE, PIPELINE_FILE, "source"}) as staging:
             self.model.save(staging / MODEL_FILE)
             config = {"source": save_part(self.source, staging / "source"), "labels": self.labels}
-            (staging / PIPELINE_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_config(config, staging)
 
     def export(self, directory):
         """Writes a SavedModel from raw inputs to labels.

@@ -1,6 +1,5 @@
 """Reading what pipelines have written."""
 
-import json
 from pathlib import Path
 
 import keras
@@ -8,7 +7,7 @@ import keras
 from keras_transformer.generation import AttentionRescoring, Generator
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.pipeline import Pipeline
-from keras_transformer.pipelines.saving import MODEL_FILE, PIPELINE_FILE, load_part
+from keras_transformer.pipelines.saving import MODEL_FILE, load_part, read_config
 
 
 def load(directory):
@@ -22,7 +21,8 @@ def load(directory):
         training.
 
     Raises:
-        FileNotFoundError: If there is no saved pipeline in the directory.
+        FileNotFoundError: If there is no saved pipeline in the directory, but a SavedModel, say.
+        ValueError: If a later version of this package has written it.
 
     Example:
 
@@ -38,9 +38,7 @@ def load(directory):
     True
     """
     directory = Path(directory)
-    if not (directory / PIPELINE_FILE).is_file():
-        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {directory / PIPELINE_FILE}.")
-    config = json.loads((directory / PIPELINE_FILE).read_text(encoding="utf-8"))
+    config = read_config(directory)
     model = keras.saving.load_model(directory / MODEL_FILE, compile=False)
     if "labels" in config:
         return Classifier(model, load_part(config["source"], directory / "source"), config["labels"])

@@ -1,19 +1,19 @@
 """Raw input to text: what reads it, a generator and a tokenizer as one thing to call, save and export."""
 
-import json
-
 import keras
 import tensorflow as tf
 
+from keras_transformer.generation import Sampling
 from keras_transformer.generation.constraints import end_tokens
 from keras_transformer.pipelines.explanation import explained
+from keras_transformer.pipelines.sampling import sampled
 from keras_transformer.pipelines.saving import (
     MODEL_FILE,
-    PIPELINE_FILE,
     PIPELINE_FILES,
     SAVED_MODEL_FILES,
     check_exportable,
     save_part,
+    write_config,
     written_at_once,
 )
 
@@ -162,7 +162,7 @@ class Pipeline:
         with written_at_once(directory, PIPELINE_FILES) as staging:
             self.generator.model.save(staging / MODEL_FILE)
             config["tokenizers"] = {name: save_part(part, staging / name) for name, part in tokenizers.items()}
-            (staging / PIPELINE_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_config(config, staging)
 
     def export(self, directory):
         """Writes a SavedModel that takes strings and returns strings.
@@ -185,6 +185,11 @@ class Pipeline:
         with empty strings; and `attention`, float32 `[batch, layers, heads, T, S]`, the weights that each token was
         written with.
 
+        Where the generator samples, a signature `sample` takes besides what the sampler has as its own: scalars
+        `temperature` float32, `top_k` int32 (0 for all), `top_p` float32 (1 for all), `seed` int32 (-1 for a new one)
+        and `max_new_tokens` int32, of which the pipeline's own is the most. The function `sample` of the loaded
+        SavedModel takes the same, and has the pipeline's own for what it is not given.
+
         Args:
             directory: String or path. An earlier SavedModel there is replaced.
 
@@ -197,11 +202,14 @@ class Pipeline:
         # A SavedModel keeps the variables and tables that it can reach from its root.
         module.model, module.target = self.generator.model, self.target
         if self.has_reader:
-            module.source = self.source.in_graph(self.generator.model, self.generator.pad_id)
-            module.translate = self._answer_in_graph(module.source)
+            module.source = read = self.source.in_graph(self.generator.model, self.generator.pad_id)
+            module.translate, raw_inputs = self._answer_in_graph(read), read.signature
         else:
             module.source, module.translate = self.source, self._translate
+            read, raw_inputs = self._encode_in_graph, self._translate.input_signature
         signatures = {"serving_default": module.translate}
+        if isinstance(getattr(self.generator, "sampler", None), Sampling):
+            signatures["sample"] = module.sample = sampled(self, read, raw_inputs)
         if self.input_name == "source_ids" and [*self.generator.graph.source_inputs] == ["source_ids"]:
             signatures["attention"] = module.explain = explained(self)
         with written_at_once(directory, SAVED_MODEL_FILES) as staging:

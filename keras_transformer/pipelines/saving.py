@@ -1,6 +1,7 @@
 """How pipelines are written: all of one or nothing, with the files of their sources beside the model."""
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
@@ -10,6 +11,8 @@ import keras
 
 MODEL_FILE, PIPELINE_FILE = "model.keras", "pipeline.json"
 PIPELINE_FILES = {MODEL_FILE, PIPELINE_FILE, "tokenizer", "source", "target"}
+# Of `pipeline.json`: goes up when an earlier version of this package could not read what is written.
+FORMAT = 1
 SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
 
 
@@ -27,6 +30,30 @@ def load_part(config, directory):
     if hasattr(part, "load_assets"):
         part.load_assets(str(directory))
     return part
+
+
+def write_config(config, directory):
+    """Writes what a saved pipeline is made of besides its model and the files of its parts."""
+    text = json.dumps({"format": FORMAT, **config}, indent=2)
+    (directory / PIPELINE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(directory):
+    """What `write_config` has written, or an error that says what the directory holds in its place."""
+    if not (directory / PIPELINE_FILE).is_file():
+        if (directory / "saved_model.pb").is_file():
+            raise FileNotFoundError(
+                f"`directory` must hold a saved pipeline; {directory} holds a SavedModel, which `export` has "
+                "written and `tf.saved_model.load` reads."
+            )
+        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {directory / PIPELINE_FILE}.")
+    config = json.loads((directory / PIPELINE_FILE).read_text(encoding="utf-8"))
+    if config.get("format", 1) > FORMAT:
+        raise ValueError(
+            f"`directory` must hold a pipeline that this version can read, of format {FORMAT} at most; {directory} has "
+            f"format {config['format']}: a later version of keras_transformer has written it."
+        )
+    return config
 
 
 def check_exportable(what):

@@ -2,6 +2,7 @@
 
 from keras_transformer.training.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from keras_transformer.training.attention_images import AttentionImages
+from keras_transformer.training.calibration import gptq_config
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
 from keras_transformer.training.ctc import CTCLoss
 from keras_transformer.training.losses import SmoothedCrossEntropy
@@ -18,6 +19,7 @@ __all__ = [
     "SmoothedCrossEntropy",
     "TokenAccuracy",
     "add_adapters",
+    "gptq_config",
     "load_adapters",
     "merge_adapters",
     "save_adapters",

@@ -121,3 +121,45 @@ def test_images_of_a_graph_are_within_a_shade(resample, options):
 def test_filters_that_tensorflow_does_not_have_are_named():
     with pytest.raises(ValueError, match="`resample` must be one of .1, 2, 3. for TensorFlow; received 5"):
         GraphImages(kt.pipelines.ImagePreprocessor(size=(8, 8), resample=5))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is a TensorFlow graph")
+def test_sampling_parameters_are_inputs(tmp_path):
+    import tensorflow as tf
+
+    tokenizer = kt.pipelines.train_word_piece(["one two three four five six seven"], 40)
+    model = kt.models.causal_lm(tokenizer.vocabulary_size(), dim=8, depth=1, num_heads=2, hidden_dim=8)
+    options = {"start_id": 1, "end_id": 2, "jit_compile": False}
+    texts = ["one two", "three"]
+
+    def pipeline(sampler):
+        return kt.pipelines.Pipeline(kt.generation.Generator(model, sampler=sampler, **options), *[tokenizer] * 2, 6)
+
+    own = pipeline(kt.generation.Sampling(0.9, top_k=20, seed=3))
+    own.export(tmp_path / "sampled")
+    loaded = tf.saved_model.load(tmp_path / "sampled")
+
+    def sample(**values):
+        dtypes = {"temperature": "float32", "top_p": "float32"}
+        values = {name: tf.constant(value, dtypes.get(name, "int32")) for name, value in values.items()}
+        return [text.decode() for text in loaded.sample(tf.constant(texts), **values)["text"].numpy()]
+
+    assert sample() == own.predict(texts)
+    assert sample(top_k=1) == pipeline("greedy").predict(texts)
+    given = {"temperature": 1.5, "top_p": 0.7, "seed": 5}
+    assert sample(top_k=0, **given) == pipeline(kt.generation.Sampling(**given)).predict(texts)
+    assert len({str(sample(seed=-1, temperature=9.0, top_k=0)) for _ in range(3)}) > 1
+    assert sample(max_new_tokens=1) != sample()
+    signature = loaded.signatures["sample"].structured_input_signature[1]
+    assert set(signature) == {"text", "temperature", "top_k", "top_p", "max_new_tokens", "seed"}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`temperature` must be positive"):
+        sample(temperature=0.0)
+
+
+def test_what_is_no_saved_pipeline_of_this_version_is_named(tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(FileNotFoundError, match="holds a SavedModel, which `export` has written and `tf.saved_model"):
+        kt.pipelines.load(tmp_path)
+    write_json(tmp_path, "pipeline.json", {"format": 99})
+    with pytest.raises(ValueError, match="format 1 at most; .* has format 99: a later version of keras_transformer"):
+        kt.pipelines.load(tmp_path)
