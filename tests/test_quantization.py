@@ -75,6 +75,17 @@ def test_how_projections_were_quantized_is_kept(tmp_path):
     np.testing.assert_array_equal(outputs_of(keras.saving.load_model(tmp_path / "model.keras"), feed), after)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_model_does_not_see_padding(mode):
+    model = MODELS["transformer"]()
+    model.quantize(mode)
+    target = np.array([[1, 8, 9]])
+    short, padded = ({"source_ids": np.array([ids]), "target_ids": target} for ids in ([5, 6, 7], [5, 6, 7, 0, 0, 0]))
+    for one, other in zip(outputs_of(model, short), outputs_of(model, padded), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_calibration_needs_rows_and_a_functional_model():
     model = MODELS["text_classifier"]()
     with pytest.raises(ValueError, match="`inputs` must have rows to calibrate with; received none"):

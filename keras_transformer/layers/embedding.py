@@ -4,6 +4,7 @@ from keras import ops
 
 from keras_transformer import scopes
 from keras_transformer.ops import first_real
+from keras_transformer.ops.masks import set_mask
 
 KINDS = ("sinusoidal", "learned")
 
@@ -144,3 +145,36 @@ def sinusoids(positions, dim, interleaved=True):
     # [..., ceil(dim / 2), 2] or [..., 2, ceil(dim / 2)]
     pairs = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1 if interleaved else -2)
     return ops.reshape(pairs, (*ops.shape(angles)[:-1], -1))[..., :dim]
+
+
+@keras.saving.register_keras_serializable(package="keras_transformer")
+class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+    """Keras' embedding that is also an output projection, whose mask outlives `quantize`.
+
+    Keras makes the mask of `mask_zero=True` in a part of the call that quantized embeddings do not go through, and what
+    comes after takes padding for tokens.
+
+    Args:
+        *args, **kwargs: as for `keras.layers.ReversibleEmbedding`.
+
+    Call arguments:
+        inputs: int tensor `[B, T]`; or with `reverse=True` float tensor `[B, T, output_dim]`.
+        reverse: boolean. Whether to project onto the vocabulary.
+
+    Returns:
+        Tensor `[B, T, output_dim]`; or with `reverse=True` `[B, T, input_dim]`.
+
+    Example:
+
+    >>> import numpy as np, keras_transformer as kt
+    >>> layer = kt.layers.ReversibleEmbedding(10, 4, mask_zero=True)
+    >>> layer.build((None, None))
+    >>> layer.quantize("int8")
+    >>> mask = keras.src.backend.get_keras_mask(layer(np.array([[3, 0]])))
+    >>> keras.ops.convert_to_numpy(mask).tolist()
+    [[True, False]]
+    """
+
+    def quantized_call(self, inputs, reverse=False):
+        outputs = super().quantized_call(inputs, reverse=reverse)
+        return outputs if reverse else set_mask(outputs, keras.layers.Embedding.compute_mask(self, inputs))

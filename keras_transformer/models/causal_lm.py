@@ -5,6 +5,7 @@ from keras_transformer.layers import (
     FeedForward,
     MultiHeadSelfAttention,
     PositionalEmbedding,
+    ReversibleEmbedding,
     RotaryEmbedding,
 )
 
@@ -77,7 +78,7 @@ def causal_lm(
     def norm(name=None):
         return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
 
-    kind = keras.layers.ReversibleEmbedding if tied_output else keras.layers.Embedding
+    kind = ReversibleEmbedding if tied_output else keras.layers.Embedding
     initializer = keras.initializers.RandomNormal(stddev=0.02)
     embedding = kind(vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=True, name="embedding")
     rotary = RotaryEmbedding() if position == "rotary" else None

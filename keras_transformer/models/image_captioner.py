@@ -7,6 +7,7 @@ from keras_transformer.layers import (
     FeedForward,
     MultiHeadSelfAttention,
     PositionalEmbedding,
+    ReversibleEmbedding,
 )
 from keras_transformer.models.vision_transformer import image_sequence
 
@@ -82,7 +83,7 @@ def image_captioner(
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)
-    embedding = keras.layers.ReversibleEmbedding(
+    embedding = ReversibleEmbedding(
         vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=True, name="target_embedding"
     )
     x = PositionalEmbedding(scale=dim**0.5, name="target_position")(embedding(target_ids))

@@ -10,6 +10,7 @@ from keras_transformer.layers import (
     FrameSubsampling,
     MultiHeadSelfAttention,
     PositionalEmbedding,
+    ReversibleEmbedding,
 )
 from keras_transformer.ops.masks import SURELY_NOT
 
@@ -102,7 +103,7 @@ def speech_recognizer(
     context = norm("encoder_norm")(context)
 
     initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)
-    embedding = keras.layers.ReversibleEmbedding(
+    embedding = ReversibleEmbedding(
         vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=True, name="target_embedding"
     )
     x = PositionalEmbedding(scale=dim**0.5, name="target_position")(embedding(target_ids))

@@ -7,6 +7,7 @@ from keras_transformer.layers import (
     FeedForward,
     MultiHeadSelfAttention,
     PositionalEmbedding,
+    ReversibleEmbedding,
 )
 
 
@@ -80,7 +81,7 @@ def transformer(
     def embedding(size, name):
         initializer = keras.initializers.RandomNormal(stddev=dim**-0.5)
         reversible = tied_output and name != "source_embedding"
-        kind = keras.layers.ReversibleEmbedding if reversible else keras.layers.Embedding
+        kind = ReversibleEmbedding if reversible else keras.layers.Embedding
         return kind(size, dim, embeddings_initializer=initializer, mask_zero=True, name=name)
 
     def embed(ids, layer, side):
