@@ -7,7 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Each of the processes that run the tests has a core; torch's threads on models as small as these wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tiny models run once: XLA's time, most of JAX's tests, goes into compiling them, and much of that into saving run time.
+# Tiny models run once: most of the time of XLA goes into compiling them, and much of that into saving run time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 FASTER_TO_COMPILE = {
     "xla_backend_optimization_level": 0,
