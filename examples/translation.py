@@ -100,7 +100,7 @@ def train_model(pipeline, train, validation, scored, tokenize, arguments):
     seen = {"pairs": train, "validation": validation, "vocabulary": pipeline.source.vocabulary_size()}
     resume = kt.training.Resume(output / "backup", 100, seen, replay=[stopping], delete_checkpoint=False)
     if resume.epoch or resume.batch:
-        print(f"Going on after {resume.epoch} epochs and {resume.batch} batches.")
+        print(f"Going on after epoch {resume.epoch}, batch {resume.batch}.")
 
     def batches(pairs, **options):
         ids = [kt.pipelines.token_ids(pipeline.source, side) for side in zip(*pairs, strict=True)]

@@ -132,6 +132,7 @@ class Resume(keras.callbacks.BackupAndRestore):
         with np.load(path / "others.npz") as others:
             self._others = dict(others)
         self._restore("random", self._random_states())
+        self._restore_torch()
         self._history = state["history"]
         epoch, self._to_skip = _position(path)
         for callback in self.replay:
@@ -154,6 +155,13 @@ class Resume(keras.callbacks.BackupAndRestore):
             )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+    def _restore_torch(self):
+        """There, dropout without a seed draws from the global generator, and so does each start of a data loader."""
+        if keras.backend.backend() == "torch":
+            import torch
+
+            torch.set_rng_state(torch.from_numpy(self._others["torch"]))
 
     def on_epoch_begin(self, epoch, logs=None):
         self._current_epoch, self._last_batch_seen = epoch, -1
@@ -178,6 +186,7 @@ class Resume(keras.callbacks.BackupAndRestore):
             self._to_skip -= min(self._to_skip, model.steps_per_execution)
             if not self._to_skip:
                 model.train_function = train_function
+                self._restore_torch()
             return (logs, *state) if state else logs
 
         if sum(name.startswith("metric") for name in self._others) == len(model.metrics_variables):
@@ -196,7 +205,11 @@ class Resume(keras.callbacks.BackupAndRestore):
 
     def on_train_end(self, logs=None):
         self.model._initial_epoch = None
-        super().on_train_end(logs)
+        if self.delete_checkpoint and self.directory.exists():
+            ended = self.directory.with_name(f"{self.directory.name}.ended")  # What is half deleted is no backup.
+            shutil.rmtree(ended, ignore_errors=True)
+            self.directory.rename(ended)
+            shutil.rmtree(ended)
 
     def _save_model(self):
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -206,7 +219,12 @@ class Resume(keras.callbacks.BackupAndRestore):
         self.model.save_weights(partial / "model.weights.h5")
         others = {"random": self._random_states(), "metric": self.model.metrics_variables}
         others = {f"{kind}_{i}": value for kind, values in others.items() for i, value in enumerate(values)}
-        np.savez(partial / "others.npz", **{name: keras.ops.convert_to_numpy(v) for name, v in others.items()})
+        others = {name: keras.ops.convert_to_numpy(value) for name, value in others.items()}
+        if keras.backend.backend() == "torch":
+            import torch
+
+            others["torch"] = torch.get_rng_state().numpy()
+        np.savez(partial / "others.npz", **others)
         state = {"description": self._description, "history": self._history}
         (partial / "state.json").write_text(json.dumps(state))
         for path in (*partial.iterdir(), partial):
