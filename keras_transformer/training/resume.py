@@ -64,7 +64,7 @@ class Resume(keras.callbacks.BackupAndRestore):
     >>> stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 // (1 - batch))
     >>> fit = {"batch_size": 2, "epochs": 2, "shuffle": False, "verbose": 0}
     >>> try:
-    ...     history = model.fit(x, y, **fit, callbacks=[Resume(folder, save_freq=1, data={"x": x}), stop])
+    ...     history = model.fit(x, y, **fit, callbacks=[stop, Resume(folder, save_freq=1, data={"x": x})])
     ... except ZeroDivisionError:
     ...     resume = Resume(folder, save_freq=1, data={"x": x})
     >>> resume.epoch, resume.batch
