@@ -94,24 +94,20 @@ def build_model(recipe, size):
 
 
 def train_model(pipeline, train, validation, scored, tokenize, arguments):
-    """Trains from the last whole epoch if there is one, and leaves the average of the last epochs in the model."""
+    """Trains, from the last backup if there is one, and leaves the average of the last epochs in the model."""
     recipe, output, model = RECIPES[arguments.config], arguments.output, pipeline.generator.model
-    average = kt.training.AverageWeights(output / "epochs", last=recipe.last)
-    done = max(average.snapshots(), default=0)
-    if done:
-        print(f"Going on after epoch {done}.")
-        model.load_weights(average.snapshots()[done])
+    stopping = keras.callbacks.EarlyStopping("val_bleu", mode="max", patience=10)
+    seen = {"pairs": train, "validation": validation, "vocabulary": pipeline.source.vocabulary_size()}
+    resume = kt.training.Resume(output / "backup", 100, seen, replay=[stopping], delete_checkpoint=False)
+    if resume.epoch or resume.batch:
+        print(f"Going on after epoch {resume.epoch}, batch {resume.batch}.")
 
     def batches(pairs, **options):
         ids = [kt.pipelines.token_ids(pipeline.source, side) for side in zip(*pairs, strict=True)]
         return kt.pipelines.token_batches(*ids, recipe.tokens, seed=arguments.seed, **options)
 
-    train, validation = batches(train, first_epoch=done), batches(validation, shuffle=False)
+    train, validation = batches(train, first_epoch=resume.epoch), batches(validation, shuffle=False)
     started, epochs = time.time(), arguments.epochs or -(-recipe.updates // int(train.cardinality()))
-
-    def begin_epoch(epoch, logs):  # Snapshots lack the state of the dropout's generators: it is counted from the epoch.
-        for state in (variable for variable in model.variables if variable.name == "seed_generator_state"):
-            state.assign(keras.ops.convert_to_numpy(state) * [1, 0] + [0, epoch << 20])
 
     def finish_epoch(epoch, logs):
         nonlocal started
@@ -121,16 +117,17 @@ def train_model(pipeline, train, validation, scored, tokenize, arguments):
 
     callbacks = [
         kt.training.BleuScore(pipeline.predict, *zip(*scored, strict=True), tokenize=tokenize),
-        keras.callbacks.LambdaCallback(begin_epoch, finish_epoch),
-        average,
+        keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
+        kt.training.AverageWeights(output / "epochs", last=recipe.last),
         keras.callbacks.CSVLogger(output / "log.csv", append=True),
         keras.callbacks.TensorBoard(output / "logs", write_graph=False),
-        keras.callbacks.EarlyStopping("val_bleu", mode="max", patience=10),
+        stopping,
+        resume,
     ]
-    span = {"initial_epoch": done, "epochs": epochs}
-    model.fit(train, validation_data=validation, callbacks=callbacks, shuffle=False, **span)
+    model.fit(train, validation_data=validation, callbacks=callbacks, shuffle=False, epochs=epochs)
     rows = csv.DictReader((output / "log.csv").read_text().splitlines())
-    return [{name: float(value) for name, value in row.items()} for row in rows]
+    rows = [{name: float(value) for name, value in row.items()} for row in rows]
+    return list({row["epoch"]: row for row in rows}.values())  # An epoch that was ended twice has two.
 
 
 def to_score(arguments, pairs):
@@ -185,7 +182,7 @@ def main():
     try:
         log = train_model(pipeline, train, validation, scored, tokenize, arguments)
     except KeyboardInterrupt:
-        parser.exit(130, f"\nInterrupted. The same command goes on from the last whole epoch in {output}.\n")
+        parser.exit(130, f"\nInterrupted. The same command goes on from the last backup in {output}.\n")
     sources, references = map(list, zip(*answers, strict=True))
     translations = pipeline.predict(sources)
     metrics = {
@@ -201,7 +198,8 @@ def main():
     if keras.backend.backend() == "tensorflow":
         export(pipeline, answers[:5], output / "saved_model")
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    shutil.rmtree(output / "epochs", ignore_errors=True)
+    for name in ("epochs", "backup"):
+        shutil.rmtree(output / name, ignore_errors=True)
     print(json.dumps(metrics, indent=2))
 
 

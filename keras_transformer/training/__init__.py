@@ -7,6 +7,7 @@ from keras_transformer.training.callbacks import AverageWeights, BleuScore
 from keras_transformer.training.ctc import CTCLoss
 from keras_transformer.training.losses import SmoothedCrossEntropy
 from keras_transformer.training.metrics import Perplexity, TokenAccuracy
+from keras_transformer.training.resume import Resume
 from keras_transformer.training.schedules import InverseSquareRoot
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "CTCLoss",
     "InverseSquareRoot",
     "Perplexity",
+    "Resume",
     "SmoothedCrossEntropy",
     "TokenAccuracy",
     "add_adapters",

@@ -182,7 +182,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(script, finished, fo
     assert not (folder / "parts" / "metrics.json").exists()
     assert len(log_of(folder / "parts")) == 1
     run_in_process(script, monkeypatch, *arguments)
-    assert "Going on after epoch 1." in capsys.readouterr().out
+    assert "Going on after epoch 1, batch 0." in capsys.readouterr().out
     whole = finished[0] / "translation_output"
     np.testing.assert_allclose(log_of(folder / "parts"), log_of(whole), rtol=0, atol=1e-5)
     models = [kt.pipelines.load(output / "pipeline").generator.model for output in (whole, folder / "parts")]
