@@ -152,10 +152,7 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
     """Keras' embedding that is also an output projection, whose mask outlives `quantize`.
 
     Keras makes the mask of `mask_zero=True` in a part of the call that quantized embeddings do not go through, and what
-    comes after takes padding for tokens.
-
-    Args:
-        *args, **kwargs: as for `keras.layers.ReversibleEmbedding`.
+    comes after takes padding for tokens. The arguments are those of `keras.layers.ReversibleEmbedding`.
 
     Call arguments:
         inputs: int tensor `[B, T]`; or with `reverse=True` float tensor `[B, T, output_dim]`.
