@@ -25,6 +25,14 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def nothing_to_search():
+    """Keras collects garbage for each layer that it quantizes, and would search all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def feed_of(model, rows=6, length=7):
     random, feed = np.random.default_rng(0), {}
     for x in model.inputs:
@@ -44,9 +52,7 @@ def test_a_quantized_model_is_reloaded(name, mode, tmp_path):
     model = MODELS[name]()
     feed = feed_of(model)
     before = outputs_of(model, feed)
-    gc.freeze()  # Keras collects garbage for each layer that it quantizes, and would search all that is imported.
     model.quantize(mode, **({"config": gptq_config(model, feed)} if mode == "gptq" else {}))
-    gc.unfreeze()
     dense = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)]
     assert {layer.quantization_mode for layer in dense} == {mode}
     after = outputs_of(model, feed)
@@ -80,6 +86,7 @@ def test_how_projections_were_quantized_is_kept(tmp_path):
 def test_a_quantized_model_does_not_see_padding(mode):
     model = MODELS["transformer"]()
     model.quantize(mode)
+    assert {model.get_layer(f"{side}_embedding").quantization_mode for side in ("source", "target")} == {mode}
     target = np.array([[1, 8, 9]])
     short, padded = ({"source_ids": np.array([ids]), "target_ids": target} for ids in ([5, 6, 7], [5, 6, 7, 0, 0, 0]))
     for one, other in zip(outputs_of(model, short), outputs_of(model, padded), strict=True):

@@ -172,6 +172,10 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
     [[True, False]]
     """
 
+    def quantize(self, mode=None, type_check=True, config=None):
+        # Keras refuses subclasses, which may compute something else; this one does not.
+        return super().quantize(mode, type_check=False, config=config)
+
     def quantized_call(self, inputs, reverse=False):
         outputs = super().quantized_call(inputs, reverse=reverse)
         return outputs if reverse else set_mask(outputs, keras.layers.Embedding.compute_mask(self, inputs))

@@ -29,9 +29,11 @@ def gptq_config(model, inputs, batch_size=8, **options):
 
     Example:
 
+    >>> import contextlib, io
     >>> model = kt.models.text_classifier(20, 2, dim=8, depth=1, num_heads=2, hidden_dim=8)
     >>> ids = np.random.default_rng(0).integers(1, 20, (16, 6))
-    >>> model.quantize("gptq", config=gptq_config(model, ids, group_size=-1))
+    >>> with contextlib.redirect_stdout(io.StringIO()):  # Keras shows how far it is.
+    ...     model.quantize("gptq", config=gptq_config(model, ids, group_size=-1))
     >>> model.get_layer("logits").quantization_mode
     'gptq'
     """
