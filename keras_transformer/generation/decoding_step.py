@@ -68,8 +68,8 @@ def encoding_step(model):
     >>> model = kt.models.transformer(20, 20, dim=8, depth=1, num_heads=2, hidden_dim=16)
     >>> encoder, step = kt.generation.encoding_step(model), kt.generation.decoding_step(model)
     >>> context = encoder({"source_ids": np.array([[3, 4, 5]])})
-    >>> {name: tuple(x.shape) for name, x in context.items()}
-    {'context_key_0': (1, 2, 3, 4), 'context_value_0': (1, 2, 3, 4), 'context_mask_0': (1, 3)}
+    >>> {name: tuple(context[name].shape) for name in sorted(context)}
+    {'context_key_0': (1, 2, 3, 4), 'context_mask_0': (1, 3), 'context_value_0': (1, 2, 3, 4)}
     """
     layer = EncodingStep(model, name="step")
     if not layer.graph.source_inputs:
