@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "translation.py"
-ARGUMENTS = ["--pairs", "300", "--epochs", "40", "--vocabulary-size", "150"]
+ARGUMENTS = ["--pairs", "3000", "--vocabulary-size", "150"]
 ENVIRONMENT = {**os.environ, "TF_DETERMINISTIC_OPS": "1", "KERAS_BACKEND": "tensorflow", "PYTHONUNBUFFERED": "1"}
 
 
-def start(output, log):
-    command = [sys.executable, str(SCRIPT), *ARGUMENTS, "--output", str(output)]
+def start(output, log, epochs):
+    command = [sys.executable, str(SCRIPT), *ARGUMENTS, "--epochs", str(epochs), "--output", str(output)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -35,26 +35,37 @@ def until(process, condition):
     return False
 
 
-def kill(output, log_path, random, in_writing, longest):
+def kill(output, log_path, random, in_writing, longest, epochs):
     """Starts the run and kills it in its fit. Returns whether the backup was being written then."""
+    partial = output / "backup" / "partial"
+    before = when(partial)  # What an earlier kill has left there.
     with log_path.open("w") as log:
-        process = start(output, log)
+        process = start(output, log, epochs)
         alive = until(process, lambda: "Epoch " in log_path.read_text())
         time.sleep(random.uniform(0, longest))
         if in_writing and alive:
-            until(process, (output / "backup" / "partial").exists)
+            until(process, lambda: when(partial) not in (None, before))
             time.sleep(random.uniform(0, 0.02))
         if process.poll() is not None:
             raise SystemExit(f"The run ended before it was killed, with status {process.returncode}: {log_path}")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return (output / "backup" / "partial").exists()
+    return when(partial) not in (None, before)
+
+
+def when(path):
+    """When a folder was made, or None if it is not there."""
+    try:
+        return path.stat().st_ino, path.stat().st_ctime
+    except FileNotFoundError:
+        return None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds from the first epoch's begin to a kill")
+    parser.add_argument("--longest", type=float, default=45.0, help="seconds from the first epoch's begin to a kill")
+    parser.add_argument("--epochs", type=int, default=60, help="enough that the run does not end before the last kill")
     parser.add_argument("--folder", type=Path, default=Path("kill_and_resume"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -62,15 +73,15 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     if not (whole / "metrics.json").exists():
         with (folder / "whole.log").open("w") as log:
-            assert start(whole, log).wait() == 0, folder / "whole.log"
+            assert start(whole, log, arguments.epochs).wait() == 0, folder / "whole.log"
     for number in range(len(list(folder.glob("kill-*.log"))), arguments.kills):
         random = np.random.default_rng((arguments.seed, number))
         log = folder / f"kill-{number:02d}.log"
-        halved = kill(parts, log, random, number % 3 == 2, arguments.longest)
+        halved = kill(parts, log, random, number % 3 == 2, arguments.longest, arguments.epochs)
         backups = [path.name for path in (parts / "backup").glob("epoch-*")]
         print(f"kill {number + 1}{' in a backup' if halved else ''}; whole: {' '.join(backups) or 'none'}", flush=True)
     with (folder / "last.log").open("w") as log:
-        assert start(parts, log).wait() == 0, folder / "last.log"
+        assert start(parts, log, arguments.epochs).wait() == 0, folder / "last.log"
 
     import keras
 
