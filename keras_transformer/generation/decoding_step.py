@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.generation.graph import DecodingGraph, mask_name
+from keras_transformer.generation.graph import DecodingGraph, mask_name, probe
 from keras_transformer.ops.masks import get_mask, set_mask
 from keras_transformer.scopes import DecodingScope
 
@@ -100,7 +100,7 @@ class _Step(keras.layers.Layer):
 
     def _look_into_the_cache(self):
         """Runs two tokens to see what there is in a cache: by public name, its entry, key and symbolic tensor."""
-        sources = {name: _ones(x) for name, x in self.graph.source_inputs.items()}
+        sources = {name: probe(x, rows=2) for name, x in self.graph.source_inputs.items()}
         boundary = self.graph.encode(sources)
         real = ops.ones((2, 2), "bool")
         with DecodingScope(max_length=2, padding_mask=real) as scope:
@@ -216,10 +216,6 @@ class StepScope(DecodingScope):
         is_new = ops.logical_and(slots >= 0, slots < length)
         is_new = ops.reshape(is_new, (-1, *(1,) * (-1 - axis)))
         return ops.where(is_new, moved, kept)
-
-
-def _ones(x):
-    return ops.ones([2 if axis == 0 else size or 4 for axis, size in enumerate(x.shape)], x.dtype)
 
 
 def _symbolic(x, varying):

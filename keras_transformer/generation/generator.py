@@ -15,7 +15,7 @@ from keras_transformer.generation.batches import (
 )
 from keras_transformer.generation.beam_search import BeamSearch
 from keras_transformer.generation.compilation import can_jit, compile_function
-from keras_transformer.generation.graph import DecodingGraph, mask_name
+from keras_transformer.generation.graph import DecodingGraph, mask_name, probe
 from keras_transformer.generation.history import History
 from keras_transformer.generation.products import StepProducts
 from keras_transformer.generation.samplers import Greedy, Sampling
@@ -461,8 +461,3 @@ class Generator:
                 f"one call with {length} tokens and two calls with a cache. Something besides causal attention mixes "
                 f"positions of `{self.graph.token_input}`."
             )
-
-
-def probe(x):
-    """A small tensor that fits a symbolic input."""
-    return ops.ones([1 if axis == 0 else size or 4 for axis, size in enumerate(x.shape)], x.dtype)

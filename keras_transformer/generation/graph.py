@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_transformer import scopes
 from keras_transformer.layers import CrossAttention, MultiHeadSelfAttention
-from keras_transformer.models.functional import MIXING_LAYERS, functional_graph
+from keras_transformer.models.functional import MIXING_LAYERS, check_functional, functional_graph
 from keras_transformer.ops.masks import get_mask, set_mask
 
 SEGMENTS = "segment_ids"
@@ -82,8 +82,7 @@ class DecodingGraph:
     """
 
     def __init__(self, model):
-        if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-            raise ValueError(f"`model` must be a functional keras.Model, built from `keras.Input`; received {model!r}.")
+        check_functional(model)
         self.model = model
         self._steps = []
         self._tensors = {}  # By their keys, which have their ids: they must stay alive.
@@ -235,3 +234,8 @@ def _logits_index(model):
         "`model` must have one output, or a dict of outputs with 'logits' in it; received the outputs "
         f"{[x.name for x in model.outputs]}."
     )
+
+
+def probe(x, rows=1):
+    """A small tensor that fits a symbolic input."""
+    return ops.ones([rows if axis == 0 else size or 4 for axis, size in enumerate(x.shape)], x.dtype)

@@ -16,6 +16,12 @@ MIXING_LAYERS = (
 )
 
 
+def check_functional(model):
+    """Refuses what has no graph of its own to look into."""
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        raise ValueError(f"`model` must be a functional keras.Model, built from `keras.Input`; received {model!r}.")
+
+
 def functional_graph(operation):
     """The functional graph that an operation consists of, or None."""
     if isinstance(operation, keras.Sequential):

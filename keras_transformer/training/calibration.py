@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transformer.models.functional import check_functional
+
 QUANTIZED = (keras.layers.Dense, keras.layers.EinsumDense)
 
 
@@ -37,8 +39,7 @@ def gptq_config(model, inputs, batch_size=8, **options):
     >>> model.get_layer("logits").quantization_mode
     'gptq'
     """
-    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise ValueError(f"`model` must be a functional keras.Model, built from `keras.Input`; received {model!r}.")
+    check_functional(model)
     rows = min((len(x) for x in keras.tree.flatten(inputs)), default=0)
     if rows == 0:
         raise ValueError("`inputs` must have rows to calibrate with; received none.")
