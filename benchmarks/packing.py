@@ -17,6 +17,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.utils import pad_sequences
 
 import keras_transformer as kt
 
@@ -67,18 +68,11 @@ def any_order(source, target, tokens):
     order = np.random.default_rng(0).permutation(len(source))
     batches = []
     for i in range(0, len(order), count):
-        sources = padded([[*source[k], 2] for k in order[i : i + count]])
-        rows = padded([[1, *target[k], 2] for k in order[i : i + count]])
+        sources = pad_sequences([[*source[k], 2] for k in order[i : i + count]], padding="post")
+        rows = pad_sequences([[1, *target[k], 2] for k in order[i : i + count]], padding="post")
         said = np.where(rows[:, 1:] == 0, 0, rows[:, :-1])  # The last token of a target is not read.
         batches.append(({"source_ids": sources, "target_ids": said}, rows[:, 1:]))
     return batches
-
-
-def padded(rows):
-    batch = np.zeros((len(rows), max(map(len, rows))), "int32")
-    for row, values in zip(batch, rows, strict=True):
-        row[: len(values)] = values
-    return batch
 
 
 def real_share(batches):
