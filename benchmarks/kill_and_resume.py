@@ -47,7 +47,9 @@ def kill(output, log_path, random, in_writing, longest, epochs):
             until(process, lambda: when(partial) not in (None, before))
             time.sleep(random.uniform(0, 0.02))
         if process.poll() is not None:
-            raise SystemExit(f"The run ended before it was killed, with status {process.returncode}: {log_path}")
+            raise SystemExit(
+                f"The run ended before it was killed, with status {process.returncode}; take more epochs: {log_path}"
+            )
         process.send_signal(signal.SIGKILL)
         process.wait()
     return when(partial) not in (None, before)
@@ -64,7 +66,7 @@ def when(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=45.0, help="seconds from the first epoch's begin to a kill")
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds from the first epoch's begin to a kill")
     parser.add_argument("--epochs", type=int, default=60, help="enough that the run does not end before the last kill")
     parser.add_argument("--folder", type=Path, default=Path("kill_and_resume"))
     parser.add_argument("--seed", type=int, default=0)
