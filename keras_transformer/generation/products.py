@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_transformer.ops.looping import on_cpu
+
 PARTS = 4
 
 
@@ -27,9 +29,12 @@ class StepProducts:
 
     @staticmethod
     def pay(jit):
-        """Whether XLA compiles for a CPU: elsewhere the usual products are as quick."""
-        if not jit or keras.backend.backend() != "tensorflow":
+        """Whether XLA compiles for a CPU, and for no others beside it: elsewhere the usual products are as quick."""
+        backend = keras.backend.backend()
+        if not jit or backend == "torch" or keras.distribution.distribution() is not None:
             return False
+        if backend == "jax":
+            return on_cpu(None)
         import tensorflow as tf
 
         return not tf.config.list_logical_devices("GPU")

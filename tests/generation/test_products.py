@@ -97,3 +97,10 @@ def test_one_row_compiled_goes_on_as_in_a_batch_that_is_not(tied, sampler, mode)
     generator = Generator(model, sampler=sampler)
     for row in range(2):
         np.testing.assert_array_equal(generator.generate(prompts[row : row + 1], 6), expected[row : row + 1])
+
+
+def test_they_pay_where_xla_compiles_for_one_cpu(monkeypatch):
+    assert StepProducts.pay(jit=True) == (keras.backend.backend() != "torch")
+    assert not StepProducts.pay(jit=False)
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "several devices")
+    assert not StepProducts.pay(jit=True)
