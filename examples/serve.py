@@ -21,6 +21,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
 
 PAGE = Path(__file__).with_name("serve.html")
+FORMAT = 1  # Of a SavedModel's signatures, as `Pipeline.export` notes it.
 
 
 def parse_arguments():
@@ -44,6 +45,13 @@ def load_signatures(directory):
     """The functions of a SavedModel that takes texts: `serving_default`, and `attention` if it has it."""
     if not (directory / "saved_model.pb").is_file():
         raise ValueError(f"--model must be the directory of a SavedModel; there is none at {directory}")
+    notes = directory / "assets.extra" / "keras_transformer.json"
+    written = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {"format": FORMAT}
+    if written.get("format") != FORMAT:
+        raise ValueError(
+            f"--model must have signatures of format {FORMAT}, which this server knows; {directory} has format "
+            f"{written.get('format')}, written by {written.get('versions', 'an unknown version')}"
+        )
     signatures = dict(tf.saved_model.load(directory).signatures)
     found = {name: sorted(f.structured_input_signature[1]) for name, f in signatures.items()}
     if found.get("serving_default") != ["text"] or "text" not in signatures["serving_default"].structured_outputs:

@@ -10,8 +10,8 @@ from keras_transformer.pipelines.pipeline import is_reader
 from keras_transformer.pipelines.saving import (
     MODEL_FILE,
     PIPELINE_FILE,
-    SAVED_MODEL_FILES,
     check_exportable,
+    save_graph,
     save_part,
     write_config,
     written_at_once,
@@ -140,5 +140,4 @@ class Classifier:
         # A SavedModel keeps the variables and tables that it can reach from its root.
         module.model, module.read = self.model, read
         module.classify = tf.function(classify, input_signature=read.signature, autograph=False)
-        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
-            tf.saved_model.save(module, staging, signatures={"serving_default": module.classify})
+        save_graph(module, directory, {"serving_default": module.classify})

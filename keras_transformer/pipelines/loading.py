@@ -7,7 +7,7 @@ import keras
 from keras_transformer.generation import AttentionRescoring, Generator
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.pipeline import Pipeline
-from keras_transformer.pipelines.saving import MODEL_FILE, load_part, read_config
+from keras_transformer.pipelines.saving import MODEL_FILE, blaming_other_versions, load_part, read_config
 
 
 def load(directory):
@@ -22,7 +22,7 @@ def load(directory):
 
     Raises:
         FileNotFoundError: If there is no saved pipeline in the directory, but a SavedModel, say.
-        ValueError: If a later version of this package has written it.
+        ValueError: If another version of this package or of Keras has written it, in a way that this one cannot read.
 
     Example:
 
@@ -39,14 +39,15 @@ def load(directory):
     """
     directory = Path(directory)
     config = read_config(directory)
-    model = keras.saving.load_model(directory / MODEL_FILE, compile=False)
-    if "labels" in config:
-        return Classifier(model, load_part(config["source"], directory / "source"), config["labels"])
-    tokenizers = {name: load_part(part, directory / name) for name, part in config["tokenizers"].items()}
-    kind = AttentionRescoring if "ctc_weight" in config["generator"] else Generator
-    return Pipeline(
-        kind.from_config(model, config["generator"]),
-        tokenizers.get("tokenizer") or tokenizers["source"],
-        tokenizers.get("tokenizer") or tokenizers["target"],
-        config["max_new_tokens"],
-    )
+    with blaming_other_versions(directory, config):
+        model = keras.saving.load_model(directory / MODEL_FILE, compile=False)
+        if "labels" in config:
+            return Classifier(model, load_part(config["source"], directory / "source"), config["labels"])
+        tokenizers = {name: load_part(part, directory / name) for name, part in config["tokenizers"].items()}
+        kind = AttentionRescoring if "ctc_weight" in config["generator"] else Generator
+        return Pipeline(
+            kind.from_config(model, config["generator"]),
+            tokenizers.get("tokenizer") or tokenizers["source"],
+            tokenizers.get("tokenizer") or tokenizers["target"],
+            config["max_new_tokens"],
+        )

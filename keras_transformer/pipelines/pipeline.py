@@ -10,8 +10,8 @@ from keras_transformer.pipelines.sampling import sampled
 from keras_transformer.pipelines.saving import (
     MODEL_FILE,
     PIPELINE_FILES,
-    SAVED_MODEL_FILES,
     check_exportable,
+    save_graph,
     save_part,
     write_config,
     written_at_once,
@@ -212,8 +212,7 @@ class Pipeline:
             signatures["sample"] = module.sample = sampled(self, read, raw_inputs)
         if self.input_name == "source_ids" and [*self.generator.graph.source_inputs] == ["source_ids"]:
             signatures["attention"] = module.explain = explained(self)
-        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
-            tf.saved_model.save(module, staging, signatures=signatures)
+        save_graph(module, directory, signatures)
 
     def _answer_in_graph(self, read):
         def answer(*raw_inputs):

@@ -16,7 +16,7 @@ from keras_transformer.pipelines.readers import (
     SoundReader,
     TextReader,
 )
-from keras_transformer.pipelines.saving import SAVED_MODEL_FILES, check_exportable, written_at_once
+from keras_transformer.pipelines.saving import check_exportable, save_graph
 from keras_transformer.pipelines.sounds import SoundPreprocessor
 from keras_transformer.pipelines.speech_prompt import SpeechPrompt
 from keras_transformer.pipelines.tokenizer_files import SpecialTokens, read_tokenizer
@@ -108,8 +108,7 @@ class PretrainedPipeline:
         # A SavedModel keeps the variables and tables that it can reach from its root.
         module.weights, module.read = [variable.value for variable in self.answer.model.variables], read
         module.serve = tf.function(serve, input_signature=read.signature, autograph=False)
-        with written_at_once(directory, SAVED_MODEL_FILES) as staging:
-            tf.saved_model.save(module, staging, signatures={"serving_default": module.serve})
+        save_graph(module, directory, {"serving_default": module.serve})
 
 
 def load_pretrained(directory, max_new_tokens=128, language=None, task=None, labels=None, **options):

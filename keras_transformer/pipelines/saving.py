@@ -8,12 +8,17 @@ import uuid
 from pathlib import Path
 
 import keras
+import tensorflow as tf
+
+from keras_transformer import __version__
 
 MODEL_FILE, PIPELINE_FILE = "model.keras", "pipeline.json"
 PIPELINE_FILES = {MODEL_FILE, PIPELINE_FILE, "tokenizer", "source", "target"}
 # Of `pipeline.json`: goes up when an earlier version of this package could not read what is written.
 FORMAT = 1
-SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
+# Of the signatures of a SavedModel: goes up when who calls them has to do so in another way. `examples/serve.py` asks.
+SIGNATURES_FORMAT = 1
+SAVED_MODEL_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 
 
 def save_part(part, directory):
@@ -34,26 +39,54 @@ def load_part(config, directory):
 
 def write_config(config, directory):
     """Writes what a saved pipeline is made of besides its model and the files of its parts."""
-    text = json.dumps({"format": FORMAT, **config}, indent=2)
+    text = json.dumps({"format": FORMAT, "versions": _versions(), **config}, indent=2)
     (directory / PIPELINE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_config(directory):
     """What `write_config` has written, or an error that says what the directory holds in its place."""
-    if not (directory / PIPELINE_FILE).is_file():
+    path = directory / PIPELINE_FILE
+    if not path.is_file():
         if (directory / "saved_model.pb").is_file():
             raise FileNotFoundError(
                 f"`directory` must hold a saved pipeline; {directory} holds a SavedModel, which `export` has "
                 "written and `tf.saved_model.load` reads."
             )
-        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {directory / PIPELINE_FILE}.")
-    config = json.loads((directory / PIPELINE_FILE).read_text(encoding="utf-8"))
-    if config.get("format", 1) > FORMAT:
+        raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {path}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`directory` must hold a saved pipeline; {path} is none: {error!r}.") from error
+    if found != FORMAT:
         raise ValueError(
-            f"`directory` must hold a pipeline that this version can read, of format {FORMAT} at most; {directory} has "
-            f"format {config['format']}: a later version of keras_transformer has written it."
+            f"`directory` must hold a pipeline of format {FORMAT}, which this version of keras_transformer reads; "
+            f"{directory} has format {found!r}{_written_by(config)}."
         )
     return config
+
+
+@contextlib.contextmanager
+def blaming_other_versions(directory, config):
+    """Where what is read fails and other versions have written it, says which."""
+    try:
+        yield
+    except Exception as error:
+        if config.get("versions", {}) == _versions():
+            raise
+        own = " and ".join(f"{name} {version}" for name, version in _versions().items())
+        raise ValueError(
+            f"`directory` must hold a pipeline that {own} can read; {directory} is one{_written_by(config)}: {error}"
+        ) from error
+
+
+def _versions():
+    return {"keras_transformer": __version__, "keras": keras.__version__}
+
+
+def _written_by(config):
+    versions = " and ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    return f", written by {versions}" if versions else ""
 
 
 def check_exportable(what):
@@ -63,6 +96,15 @@ def check_exportable(what):
             "`export` writes a TensorFlow graph and needs the TensorFlow backend; the backend is "
             f"{keras.backend.backend()}. {what} in a process with KERAS_BACKEND=tensorflow."
         )
+
+
+def save_graph(module, directory, signatures):
+    """Writes a `tf.Module` as a SavedModel, which tells by whom it was written where the format has room for that."""
+    with written_at_once(directory, SAVED_MODEL_FILES) as staging:
+        tf.saved_model.save(module, staging, signatures=signatures)
+        (staging / "assets.extra").mkdir()
+        text = json.dumps({"format": SIGNATURES_FORMAT, "versions": _versions()}, indent=2)
+        (staging / "assets.extra" / "keras_transformer.json").write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

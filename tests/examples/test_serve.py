@@ -145,7 +145,17 @@ def test_what_is_no_pipeline_is_refused(tmp_path, monkeypatch, capsys):
     module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], name="x")])
     tf.saved_model.save(module, tmp_path / "other", signatures={"serving_default": module.double})
     monkeypatch.chdir(tmp_path)
-    for directory, message in (("nowhere", "there is none at nowhere"), ("other", "{'serving_default': ['x']}")):
+    assert script.FORMAT == kt.pipelines.saving.SIGNATURES_FORMAT
+    (tmp_path / "later" / "assets.extra").mkdir(parents=True)
+    (tmp_path / "later" / "saved_model.pb").touch()
+    notes = {"format": 2, "versions": {"keras_transformer": "9.0"}}
+    (tmp_path / "later" / "assets.extra" / "keras_transformer.json").write_text(json.dumps(notes))
+    cases = {
+        "nowhere": "there is none at nowhere",
+        "other": "{'serving_default': ['x']}",
+        "later": "format 1, which this server knows; later has format 2, written by {'keras_transformer': '9.0'}",
+    }
+    for directory, message in cases.items():
         monkeypatch.setattr(sys, "argv", ["serve.py", "--model", directory])
         with pytest.raises(SystemExit) as error:
             script.main()

@@ -160,6 +160,18 @@ def test_what_is_no_saved_pipeline_of_this_version_is_named(tmp_path):
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(FileNotFoundError, match="holds a SavedModel, which `export` has written and `tf.saved_model"):
         kt.pipelines.load(tmp_path)
-    write_json(tmp_path, "pipeline.json", {"format": 99})
-    with pytest.raises(ValueError, match="format 1 at most; .* has format 99: a later version of keras_transformer"):
+    write_json(tmp_path, "pipeline.json", {"format": 99, "versions": {"keras_transformer": "9.0", "keras": "5.0"}})
+    written = "has format 99, written by keras_transformer 9.0 and keras 5.0"
+    with pytest.raises(ValueError, match=f"must hold a pipeline of format 1, which this version .* {written}"):
+        kt.pipelines.load(tmp_path)
+    write_json(tmp_path, "pipeline.json", ["no pipeline"])
+    with pytest.raises(ValueError, match="must hold a saved pipeline; .*pipeline.json is none"):
+        kt.pipelines.load(tmp_path)
+
+
+def test_what_other_versions_wrote_and_this_one_cannot_read_is_told_so(tmp_path):
+    versions = {"keras_transformer": kt.__version__, "keras": "99.0"}
+    write_json(tmp_path, "pipeline.json", {"format": 1, "versions": versions})
+    (tmp_path / "model.keras").touch()
+    with pytest.raises(ValueError, match=f"that .* keras {keras.__version__} can read; .*, written by .* keras 99.0: "):
         kt.pipelines.load(tmp_path)
