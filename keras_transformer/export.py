@@ -1,4 +1,4 @@
-"""Models as files that other runtimes read, ONNX and LiteRT, by the exporters of Keras."""
+"""Models as files that other runtimes read, ONNX and LiteRT, by the exporters of Keras and of torch."""
 
 import contextlib
 import functools
@@ -15,12 +15,13 @@ import numpy as np
 __all__ = ["litert", "onnx"]
 
 NOT_NAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?")
-# What the exporter of Keras imports, by backend.
-ONNX_PACKAGES = {"tensorflow": ["tf2onnx", "onnx"], "jax": ["jax2onnx", "onnx"], "torch": ["onnx"]}
+# What the exporters import, by backend.
+ONNX_PACKAGES = {"tensorflow": ["tf2onnx", "onnx"], "torch": ["onnxscript", "onnx"]}
+SAMPLE_SIZE = 5  # Of what stays open: 0 and 1 are sizes that torch takes for fixed.
 
 
 def onnx(model, path):
-    """Writes a model as ONNX, for onnxruntime and others; on TensorFlow with batch and lengths as open as its inputs.
+    """Writes a model as ONNX, for onnxruntime and others, with batch and lengths as open as its inputs.
 
     Inputs have the names of the model's inputs, outputs those of its dict of outputs, or `output_0` and so on.
 
@@ -31,6 +32,7 @@ def onnx(model, path):
     Raises:
         ValueError: if an input has no name, or there is something that ONNX has no operation for, with its name.
         ImportError: if a package is missing, all of which `pip install "keras-transformer-layers[export]"` brings.
+        RuntimeError: if the backend is JAX.
 
     Example:
 
@@ -44,20 +46,20 @@ def onnx(model, path):
     """
     check_names(model)
     backend = keras.backend.backend()
+    if backend not in ONNX_PACKAGES:
+        _refuse_backend("onnx", "model.onnx")
     missing = [name for name in ONNX_PACKAGES[backend] if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"Exporting ONNX from {backend} needs {' and '.join(missing)}. For TensorFlow, `pip install "
-            '"keras-transformer-layers[export]"` brings all there is need of.'
+            f"Exporting ONNX from {backend} needs {' and '.join(missing)}: `pip install "
+            '"keras-transformer-layers[export]"`.'
         )
     outputs = model.output
     if not isinstance(outputs, dict):
         outputs = {f"output_{i}": x for i, x in enumerate(model.outputs)}
     named = keras.Model(model.input, outputs)
-    signature = [keras.tree.map_structure(lambda x: keras.InputSpec(x.dtype, x.shape, name=x.name), model.input)]
     with _written_at_once(path) as staging:
-        with _mended_tf2onnx() if backend == "tensorflow" else contextlib.nullcontext():
-            named.export(staging, format="onnx", verbose=False, input_signature=signature)
+        (_onnx_of_tensorflow if backend == "tensorflow" else _onnx_of_torch)(named, staging)
         _check_onnx(staging, model)
 
 
@@ -87,11 +89,7 @@ def litert(model, path):
     if Path(path).suffix != ".tflite":
         raise ValueError(f"`path` must end with `.tflite`; received {path}.")
     if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "Keras exports LiteRT with sizes that stay open from TensorFlow alone; the backend is "
-            f"{keras.backend.backend()}. Save the model with `model.save`, and load and export it in a process with "
-            "KERAS_BACKEND=tensorflow."
-        )
+        _refuse_backend("litert", "model.tflite")
     import tensorflow as tf
 
     built_in = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
@@ -109,6 +107,53 @@ def check_names(model):
             '`model` must have inputs with names, as of `keras.Input((None,), name="token_ids")`; received one with '
             f"{names}."
         )
+
+
+def _refuse_backend(name, file):
+    raise RuntimeError(
+        f"`kt.export.{name}` knows of no exporter from {keras.backend.backend()} that leaves batch and lengths open. "
+        'Save the model here by `model.save("model.keras")`, and export it in a process with KERAS_BACKEND=tensorflow: '
+        f'`kt.export.{name}(keras.saving.load_model("model.keras"), "{file}")`.'
+    )
+
+
+def _onnx_of_tensorflow(model, path):
+    signature = [keras.tree.map_structure(lambda x: keras.InputSpec(x.dtype, x.shape, name=x.name), model.input)]
+    with _mended_tf2onnx():
+        model.export(path, format="onnx", verbose=False, input_signature=signature)
+
+
+def _onnx_of_torch(model, path):
+    """By torch's own exporter: the older one that Keras takes for open sizes fails at the norms of Keras."""
+    import torch
+
+    names = [x.name for x in model.inputs]
+
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors):
+            given = dict(zip(names, tensors, strict=True))
+            outputs = self.model(keras.tree.map_structure(lambda x: given[x.name], model.input), training=False)
+            return tuple(outputs[name] for name in model.output)
+
+    samples = tuple(keras.ops.ones([size or SAMPLE_SIZE for size in x.shape], x.dtype) for x in model.inputs)
+    open_axes = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(x.shape) if size is None} for x in model.inputs
+    )
+    with torch.no_grad():
+        program = torch.onnx.export(
+            Flat().eval(),
+            samples,
+            dynamo=True,
+            dynamic_shapes=(open_axes,),
+            input_names=names,
+            output_names=[*model.output],
+            verbose=False,
+        )
+    program.save(path, external_data=False)  # One file, or none.
 
 
 @contextlib.contextmanager

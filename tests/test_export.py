@@ -10,9 +10,7 @@ from small_models import decoder_only, scatter_weights, seq2seq
 
 import keras_transformer as kt
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="Keras exports files with open sizes from TensorFlow alone"
-)
+BACKEND = keras.backend.backend()
 SIZES = {"dim": 8, "depth": 1, "num_heads": 2, "hidden_dim": 12}
 
 
@@ -55,9 +53,6 @@ def in_litert(model, path):
     return lambda feed: runner(**feed)
 
 
-RUNTIMES = [in_onnxruntime, in_litert]
-
-
 def feed_of(model, rows, length):
     random, feed = np.random.default_rng(length), {}
     for x in model.inputs:
@@ -70,13 +65,22 @@ def feed_of(model, rows, length):
     return feed
 
 
-@pytest.mark.parametrize(
-    "name, runtime",
-    [
-        *itertools.product(["classifier", "encoder by hand"], RUNTIMES),
-        *zip(["speech", "images"], RUNTIMES, strict=True),
+EXPORTED = {
+    "tensorflow": [
+        *itertools.product(["classifier", "encoder by hand"], [in_onnxruntime, in_litert]),
+        *zip(["speech", "images"], [in_onnxruntime, in_litert], strict=True),
     ],
-)
+    "torch": [("encoder by hand", in_onnxruntime), ("speech", in_onnxruntime)],
+    "jax": [],
+}
+STEPS = {
+    "tensorflow": [(lambda: seq2seq(depth=1), in_onnxruntime), (lambda: decoder_only(learned=20), in_litert)],
+    "torch": [(lambda: seq2seq(depth=1), in_onnxruntime)],
+    "jax": [],
+}
+
+
+@pytest.mark.parametrize("name, runtime", EXPORTED[BACKEND])
 def test_outputs_are_those_of_keras(name, runtime, tmp_path):
     model = scatter_weights(ENCODERS[name]())
     exported = runtime(model, tmp_path)
@@ -87,12 +91,10 @@ def test_outputs_are_those_of_keras(name, runtime, tmp_path):
         found = exported(feed)
         assert set(found) == set(wanted)
         for key, value in wanted.items():
-            np.testing.assert_allclose(found[key], value, atol=1e-4)
+            np.testing.assert_allclose(found[key], keras.ops.convert_to_numpy(value), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "model, runtime", [(lambda: seq2seq(depth=1), in_onnxruntime), (lambda: decoder_only(learned=20), in_litert)]
-)
+@pytest.mark.parametrize("model, runtime", STEPS[BACKEND])
 def test_steps_decode_elsewhere(model, runtime, tmp_path):
     assert_same_tokens(model(), lambda part: runtime(part, tmp_path))
 
@@ -113,6 +115,8 @@ def test_inputs_need_names(write, ending, tmp_path):
 
 class Exponential(keras.layers.Layer):
     def call(self, x):
+        if BACKEND == "torch":
+            return x.matrix_exp()
         import tensorflow as tf
 
         return tf.linalg.expm(x)
@@ -129,16 +133,32 @@ def with_a_constant():
 
 
 BAD = {
-    "onnx, operation": (kt.export.onnx, "onnx", with_foreign_operation, "ONNX has no counterpart of: Matrix"),
-    "onnx, constant": (kt.export.onnx, "onnx", with_a_constant, "neither inputs nor variables"),
-    "litert, operation": (kt.export.litert, "tflite", with_foreign_operation, "Matrix"),
-    "litert, ending": (kt.export.litert, "lite", encoder, "must end with `.tflite`; received"),
+    "tensorflow": [
+        (kt.export.onnx, "onnx", with_foreign_operation, "ONNX has no counterpart of: Matrix"),
+        (kt.export.onnx, "onnx", with_a_constant, "neither inputs nor variables"),
+        (kt.export.litert, "tflite", with_foreign_operation, "Matrix"),
+    ],
+    "torch": [
+        (kt.export.onnx, "onnx", with_foreign_operation, "matrix_exp"),
+        (kt.export.litert, "tflite", encoder, "from torch that leaves .* `kt.export.litert.keras.saving.load_model"),
+    ],
+    "jax": [
+        (
+            kt.export.onnx,
+            "onnx",
+            encoder,
+            "from jax that leaves .* KERAS_BACKEND=tensorflow: `kt.export.onnx.keras.sav",
+        ),
+        (kt.export.litert, "tflite", encoder, "from jax that leaves .* `kt.export.litert.keras.saving.load_model"),
+    ],
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_exported_is_named_and_nothing_written(name, tmp_path):
-    write, ending, model, message = BAD[name]
+@pytest.mark.parametrize(
+    "write, ending, model, message",
+    [*BAD[BACKEND], (kt.export.litert, "lite", encoder, "must end with `.tflite`; received")],
+)
+def test_what_cannot_be_exported_is_named_and_nothing_written(write, ending, model, message, tmp_path):
     (tmp_path / f"model.{ending}").write_text("earlier")
     with pytest.raises(Exception, match=message):
         write(model(), tmp_path / f"model.{ending}")

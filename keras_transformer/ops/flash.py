@@ -40,7 +40,7 @@ def flash_attention(query, key, value, causal, padding, scale, otherwise):
         import torch
 
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(query.shape[1] != key.shape[1])
         )
     return None
 
@@ -114,7 +114,7 @@ def _torch_kernel_takes(query, padding):
         return False
     if padding is None:
         return True
-    if padding.is_meta or torch.compiler.is_compiling():
+    if padding.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     # Asking waits for the device: once a mask, not once a layer.
     if not hasattr(padding, "_all_are_real"):

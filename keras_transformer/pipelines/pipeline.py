@@ -190,6 +190,9 @@ class Pipeline:
         and `max_new_tokens` int32, of which the pipeline's own is the most. The function `sample` of the loaded
         SavedModel takes the same, and has the pipeline's own for what it is not given.
 
+        The versions of this library and of Keras, and the format of the signatures, stand in
+        `assets.extra/keras_transformer.json`.
+
         Args:
             directory: String or path. An earlier SavedModel there is replaced.
 
