@@ -17,7 +17,6 @@ __all__ = ["litert", "onnx"]
 NOT_NAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?")
 # What the exporters import, by backend.
 ONNX_PACKAGES = {"tensorflow": ["tf2onnx", "onnx"], "torch": ["onnxscript", "onnx"]}
-SAMPLE_SIZE = 5  # Of what stays open: 0 and 1 are sizes that torch takes for fixed.
 
 
 def onnx(model, path):
@@ -32,7 +31,8 @@ def onnx(model, path):
     Raises:
         ValueError: if an input has no name, or there is something that ONNX has no operation for, with its name.
         ImportError: if a package is missing, all of which `pip install "keras-transformer-layers[export]"` brings.
-        RuntimeError: if the backend is JAX.
+        RuntimeError: if the backend is JAX; or torch, and lengths of inputs have to agree, or ONNX has no operation for
+            something.
 
     Example:
 
@@ -47,7 +47,7 @@ def onnx(model, path):
     check_names(model)
     backend = keras.backend.backend()
     if backend not in ONNX_PACKAGES:
-        _refuse_backend("onnx", "model.onnx")
+        _refuse("onnx", "model.onnx", f"knows of no exporter from {backend} that leaves batch and lengths open")
     missing = [name for name in ONNX_PACKAGES[backend] if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -89,7 +89,8 @@ def litert(model, path):
     if Path(path).suffix != ".tflite":
         raise ValueError(f"`path` must end with `.tflite`; received {path}.")
     if keras.backend.backend() != "tensorflow":
-        _refuse_backend("litert", "model.tflite")
+        reason = f"knows of no exporter from {keras.backend.backend()} that leaves batch and lengths open"
+        _refuse("litert", "model.tflite", reason)
     import tensorflow as tf
 
     built_in = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
@@ -109,11 +110,10 @@ def check_names(model):
         )
 
 
-def _refuse_backend(name, file):
+def _refuse(name, file, reason):
     raise RuntimeError(
-        f"`kt.export.{name}` knows of no exporter from {keras.backend.backend()} that leaves batch and lengths open. "
-        'Save the model here by `model.save("model.keras")`, and export it in a process with KERAS_BACKEND=tensorflow: '
-        f'`kt.export.{name}(keras.saving.load_model("model.keras"), "{file}")`.'
+        f'`kt.export.{name}` {reason}. Save the model here by `model.save("model.keras")`, and export it in a process '
+        f'with KERAS_BACKEND=tensorflow: `kt.export.{name}(keras.saving.load_model("model.keras"), "{file}")`.'
     )
 
 
@@ -139,13 +139,24 @@ def _onnx_of_torch(model, path):
             outputs = self.model(keras.tree.map_structure(lambda x: given[x.name], model.input), training=False)
             return tuple(outputs[name] for name in model.output)
 
-    samples = tuple(keras.ops.ones([size or SAMPLE_SIZE for size in x.shape], x.dtype) for x in model.inputs)
+    flat = Flat().eval()
+    # Each length another one, for torch may take equal ones for the same; and none 1, which it takes for fixed.
+    samples = tuple(
+        keras.ops.ones([2 if x.shape[0] is None else x.shape[0], *(size or 3 + 2 * i for size in x.shape[1:])], x.dtype)
+        for i, x in enumerate(model.inputs)
+    )
+    try:
+        with torch.no_grad():
+            flat(*samples)
+    except Exception:
+        reason = "takes no inputs from torch whose lengths have to agree, as those of `decoding_step` do"
+        _refuse("onnx", "model.onnx", reason)
     open_axes = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(x.shape) if size is None} for x in model.inputs
     )
     with torch.no_grad():
         program = torch.onnx.export(
-            Flat().eval(),
+            flat,
             samples,
             dynamo=True,
             dynamic_shapes=(open_axes,),
