@@ -140,9 +140,12 @@ def _onnx_of_torch(model, path):
             return tuple(outputs[name] for name in model.output)
 
     flat = Flat().eval()
-    # Each length another one, for torch may take equal ones for the same; and none 1, which it takes for fixed.
+    # Each length another one, for torch may take equal ones for the same, and long enough that no part of the model
+    # makes 1 of it, which torch takes for fixed.
     samples = tuple(
-        keras.ops.ones([2 if x.shape[0] is None else x.shape[0], *(size or 3 + 2 * i for size in x.shape[1:])], x.dtype)
+        keras.ops.ones(
+            [2 if x.shape[0] is None else x.shape[0], *(size or 13 + 6 * i for size in x.shape[1:])], x.dtype
+        )
         for i, x in enumerate(model.inputs)
     )
     try:
