@@ -55,8 +55,8 @@ def read_config(directory):
         raise FileNotFoundError(f"`directory` must hold a saved pipeline; there is no {path}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = config.get("format", 1)
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"`directory` must hold a saved pipeline; {path} is none: {error!r}.") from error
     if found != FORMAT:
         raise ValueError(
