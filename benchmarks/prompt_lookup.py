@@ -5,9 +5,9 @@
 
 How many of the proposed tokens agree is up to the text, and what a step costs is up to the model. Both are measured as
 they are: the model has the size of the other benchmarks and random weights, and writes real texts, because a
-constraint forces each of their tokens. These are files of a repository after a commit, whose prompt is the file before
-it; Python code that goes on with itself, and English text that does. Greedy decoding and each lookup, given as tokens
-proposed and size of the n-gram, write each text in turn, again and again; the tokens are compared.
+constraint forces each of their tokens. These are places in files after a commit, whose prompt is the same place before
+it; Python code that goes on; and English text that goes on. Greedy decoding and each lookup, given as tokens proposed
+and size of the n-gram, write each text in turn, again and again; the tokens are compared.
 """
 
 import argparse
@@ -82,32 +82,31 @@ def read_texts(arguments):
     def ids(text):
         return tokenizer.encode(text).ids
 
-    pairs = {"edited file": [(ids(old), ids(new)[:NEW]) for old, new in edited[1::2]]}
+    pairs = {"edited": [(ids(old), ids(new)[:NEW]) for old, new in edited[1::2]]}
     for kind, texts in (("Python", code[1::2]), ("English", prose[1::2])):
         whole = [ids(text)[: PROMPT + NEW] for text in texts if len(text) > PROMPT + NEW]
         pairs[kind] = [(tokens[:PROMPT], tokens[PROMPT:]) for tokens in whole]
     random, kept = np.random.default_rng(0), {}
     for kind, found in pairs.items():
-        fitting = [pair for pair in found if PROMPT // 2 < len(pair[0]) <= PROMPT and len(pair[1]) == NEW]
+        fitting = [pair for pair in found if PROMPT // 4 <= len(pair[0]) <= PROMPT and len(pair[1]) == NEW]
         kept[kind] = [fitting[i] for i in random.permutation(len(fitting))[: arguments.texts]]
     return kept
 
 
-def edits(repository, count=100):
-    """Files of a repository before and after a commit that changed a few of their lines."""
-
-    def git(*options):
-        return subprocess.run(["git", "-C", repository, *options], capture_output=True, text=True, check=True).stdout
-
-    found, commit = [], None
-    for line in git("log", "--no-merges", "--format=@%H", "--numstat", "--diff-filter=M", "--", "*.py").splitlines():
-        if line.startswith("@"):
-            commit = line[1:]
-        elif line and len(found) < count:
-            added, removed, name = line.split("\t")
-            if 3 <= int(added) <= 40 and int(removed) >= 2:
-                found.append([git("show", f"{revision}:{name}") for revision in (f"{commit}^", commit)])
-    return found
+def edits(repository, commits=80):
+    """Places in the files of a repository before and after a commit, with ten lines around."""
+    command = ["git", "-C", repository, "log", "-p", "-U10", f"-n{commits}", "--no-merges", "--diff-filter=M"]
+    log = subprocess.run([*command, "--format=", "--", "*.py"], capture_output=True, text=True, check=True).stdout
+    found, inside = [], False
+    for line in log.splitlines():
+        if line.startswith(("@@", "diff")):
+            inside = line.startswith("@@")
+            found += [([], [])] if inside else []
+        elif inside:
+            old, new = found[-1]
+            old += [line[1:]] if line[:1] in " -" else []
+            new += [line[1:]] if line[:1] in " +" else []
+    return [("\n".join(old), "\n".join(new)) for old, new in found]
 
 
 def build_model():
