@@ -25,7 +25,7 @@ from keras import ops
 import keras_transformer as kt
 from keras_transformer.generation import Generator, Greedy
 
-PROMPT, NEW, VOCABULARY = 512, 192, 8000
+PROMPT, NEW, VOCABULARY = 256, 128, 8000
 
 
 class Forced:
@@ -57,11 +57,12 @@ def main():
         model.quantize("int8")
     samplers = [Greedy(), *(Greedy(*map(int, lookup.split(","))) for lookup in arguments.lookups)]
     generators = [Generator(model, sampler=sampler, constraints=Forced()) for sampler in samplers]
-    found = {kind: measure(generators, pairs, arguments.repeat) for kind, pairs in texts.items()}
-    for kind, ways in found.items():
+    found = {}
+    for kind, pairs in texts.items():
+        found[kind] = ways = measure(generators, pairs, arguments.repeat)
         for (name, seconds), sampler in zip(ways.items(), samplers, strict=True):
             ratios = ways["0,3"] / seconds
-            steps = [step_count(*pair, sampler.prompt_lookup, sampler.ngram_size) for pair in texts[kind]]
+            steps = [step_count(*pair, sampler.prompt_lookup, sampler.ngram_size) for pair in pairs]
             print(
                 f"{kind:14}{name:6}{NEW / np.median(seconds):6.0f} tokens/s, {NEW / np.mean(steps):.2f} tokens a step, "
                 f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f}) of greedy's speed",
@@ -77,7 +78,7 @@ def read_texts(arguments):
     code = [path.read_text(encoding="utf-8") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     prose = list(pydoc_data.topics.topics.values())
     edited = edits(arguments.repository)
-    tokenizer = kt.pipelines.train_byte_pairs([*code[::2], *prose[::2], *(old for old, _ in edited[::2])], VOCABULARY)
+    tokenizer = kt.pipelines.train_byte_pairs([*code[::4], *prose[::2], *(old for old, _ in edited[::2])], VOCABULARY)
 
     def ids(text):
         return tokenizer.encode(text).ids
@@ -88,7 +89,7 @@ def read_texts(arguments):
         pairs[kind] = [(tokens[:PROMPT], tokens[PROMPT:]) for tokens in whole]
     random, kept = np.random.default_rng(0), {}
     for kind, found in pairs.items():
-        fitting = [pair for pair in found if PROMPT // 4 <= len(pair[0]) <= PROMPT and len(pair[1]) == NEW]
+        fitting = [pair for pair in found if PROMPT // 2 < len(pair[0]) <= PROMPT and len(pair[1]) == NEW]
         kept[kind] = [fitting[i] for i in random.permutation(len(fitting))[: arguments.texts]]
     return kept
 
