@@ -78,10 +78,26 @@ def test_no_step_reads_on_beyond_the_last_position(count):
     assert count < 9 or 4 in lengths
 
 
-@pytest.mark.parametrize("name", ["alibi, window", "transformer"])
-def test_constraints_hold_for_each_token(name):
+class Continued:
+    """In the place of constraints: each token is the one after the last, if that stands where it should."""
+
+    no_repeat_source_ngram_size = 0
+    text = np.array([8, 5, 9, 4] * 4, "int32")
+
+    def apply(self, scores, history, end_id):
+        text = ops.convert_to_tensor(self.text)
+        wanted = ops.take(text, ops.minimum(history.count, len(self.text) - 1))
+        wanted = ops.where(history.last(1) == ops.take(text, (history.count + 3) % 4), wanted, 0)
+        return ops.where(ops.arange(scores.shape[-1], dtype="int32") == wanted, 1e9, scores)
+
+
+def test_constraints_hold_for_each_token():
+    generator = generator_of("learned")
+    found, lengths = run(generator, {"token_ids": [PROMPT]}, 16, constraints=Continued(), sampler=Greedy(3, 2))
+    np.testing.assert_array_equal(found[0], Continued.text)
+    assert 4 in lengths and len(lengths) < 8
     constraints = Constraints(forbidden_sequences=[[5, 9], [7]], min_new_tokens=6, forced_last=2)
-    assert 4 in assert_same_tokens(generator_of(name), constraints=constraints, end_id=4)
+    assert 4 in assert_same_tokens(generator_of("alibi, window"), constraints=constraints, end_id=4)
 
 
 def test_angles_that_depend_on_the_length_so_far_are_those_of_greedy_decoding():
