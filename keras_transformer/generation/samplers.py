@@ -70,8 +70,9 @@ class Greedy(TokenSampler):
     A row that has written the same before will often go on the same: with `prompt_lookup` what followed then is
     proposed, and one step checks all of it (prompt-lookup decoding). The tokens are the same with it and without,
     only that products of several tokens round otherwise than those of one, which can decide between two that are
-    equally probable to the last digits. It pays for a single row that repeats much of its prompt or of itself, such
-    as code or a text that is edited; a batch of several rows, and a SavedModel, go on token by token.
+    equally probable to the last digits. It pays for a single row that copies much, such as a text that is edited, by a
+    model that is larger than the processor's caches. A batch of several rows, a SavedModel, and a model whose rotary
+    angles depend on the length go on token by token.
 
     Args:
         prompt_lookup: int. How many tokens are proposed at a time; 0 for none.
