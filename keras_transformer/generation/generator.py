@@ -262,18 +262,31 @@ class Generator:
                 return scores
             return self.constraints.apply(scores, history, self.end_id)
 
-        def step(tokens, count, cache, origins=None):
-            last = ops.take(tokens, ops.reshape(count, (1,)), axis=1)  # [B, 1], or of all beams one after the other
-            last = ops.reshape(last, (-1, beams))
+        def step(tokens, count, cache, origins=None, ahead=None):
+            places = count + ops.arange(1 + (ahead or 0), dtype="int32")
+            last = ops.take(tokens, places, axis=1)  # [B, 1 + ahead], or of all beams one after the other
+            last = ops.reshape(last, (-1, beams)) if ahead is None else last
             branches = None if origins is None else Branches(length, origins, count + 1)
             with DecodingScope(cache, length + count, branches=branches, products=products) as scope:
                 logits = self.graph.decode(last, boundary)
+            if ahead is not None:
+                scores = [scores_of(logits[:, i], later.then(tokens, count + 1 + i)) for i in range(1 + ahead)]
+                return ops.stack(scores, axis=1), scope.cache
             logits = ops.reshape(logits, (-1, logits.shape[-1]))
             return scores_of(logits, later.then(tokens, count + 1)), scope.cache
 
         scores = scores_of(logits, history)
         sampler = self.sampler if "temperature" not in tensors else self.sampler.with_parameters(tensors)
-        return sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed)
+        options = {"history": history} if self._looks_up(prompt, max_new_tokens) else {}
+        return sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed, **options)
+
+    def _looks_up(self, prompt, max_new_tokens):
+        """Whether tokens are proposed: to a single row, with room for a step that reads them."""
+        count = getattr(self.sampler, "prompt_lookup", 0)
+        positions = [getattr(layer, "position", None) for layer in self.graph.decoder_layers()]
+        # Their angles depend on how many tokens there are so far, which tokens of one step cannot differ in.
+        growing = any(getattr(position, "depends_on_length", False) for position in positions)
+        return 0 < count < max_new_tokens - 1 and prompt.shape[0] == 1 and not growing
 
     def _source(self, tensors):
         """The tokens that the encoder reads and which are real, or the prompt where there is no encoder."""

@@ -96,13 +96,20 @@ class History:
             found = ops.logical_or(found, marked(ends, matches, vocabulary))
         return found
 
+    def following(self, size):
+        """Which tokens follow the same `size` tokens as the next one will: boolean `[B, P + max_new_tokens]`."""
+        return self._following(self.tokens, self.known, size)
+
     def _ends_of_ngrams(self, tokens, known, size, vocabulary):
+        return marked(tokens, self._following(tokens, known, size - 1), vocabulary)
+
+    def _following(self, tokens, known, size):
         place = ops.arange(ops.shape(tokens)[1], dtype="int32")
-        repeated = ops.logical_and(known, ops.logical_and(place >= size - 1, self.length >= size - 1))
-        for back in range(1, size):
+        found = ops.logical_and(known, ops.logical_and(place >= size, self.length >= size))
+        for back in range(1, size + 1):
             same = ops.logical_and(ops.roll(known, back, axis=1), ops.roll(tokens, back, axis=1) == self.last(back))
-            repeated = ops.logical_and(repeated, same)
-        return marked(tokens, repeated, vocabulary)
+            found = ops.logical_and(found, same)
+        return found
 
 
 def marked(tokens, where, vocabulary):
