@@ -1,6 +1,7 @@
-"""Kills the translation example again and again, and compares what it ends with to a run that was left alone.
+"""Kills an example again and again, and compares what it ends with to a run that was left alone.
 
     python benchmarks/kill_and_resume.py --kills 20
+    python benchmarks/kill_and_resume.py --example image_classification --kills 3 --epochs 8 --folder images
 
 Every third time the process is killed while a backup is being written, otherwise at a random moment of the fit. The run
 can itself be stopped and started again with the same --folder.
@@ -16,13 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "translation.py"
-ARGUMENTS = ["--pairs", "3000", "--vocabulary-size", "150"]
+ARGUMENTS = {
+    "translation": ["--pairs", "3000", "--vocabulary-size", "150"],
+    "text_classification": [],
+    "image_classification": [],
+    "language_model": ["--steps", "300"],
+}
 ENVIRONMENT = {**os.environ, "TF_DETERMINISTIC_OPS": "1", "KERAS_BACKEND": "tensorflow", "PYTHONUNBUFFERED": "1"}
 
 
-def start(output, log, epochs):
-    command = [sys.executable, str(SCRIPT), *ARGUMENTS, "--epochs", str(epochs), "--output", str(output)]
+def start(example, output, log, epochs):
+    script = Path(__file__).parents[1] / "examples" / f"{example}.py"
+    command = [sys.executable, str(script), *ARGUMENTS[example], "--epochs", str(epochs), "--output", str(output)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -35,12 +41,12 @@ def until(process, condition):
     return False
 
 
-def kill(output, log_path, random, in_writing, longest, epochs):
+def kill(example, output, log_path, random, in_writing, longest, epochs):
     """Starts the run and kills it in its fit. Returns whether the backup was being written then."""
     partial = output / "backup" / "partial"
     before = when(partial)  # What an earlier kill has left there.
     with log_path.open("w") as log:
-        process = start(output, log, epochs)
+        process = start(example, output, log, epochs)
         alive = until(process, lambda: "Epoch " in log_path.read_text())
         time.sleep(random.uniform(0, longest))
         if in_writing and alive:
@@ -65,6 +71,7 @@ def when(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--example", choices=ARGUMENTS, default="translation")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--longest", type=float, default=30.0, help="seconds from the first epoch's begin to a kill")
     parser.add_argument("--epochs", type=int, default=60, help="enough that the run does not end before the last kill")
@@ -75,15 +82,16 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     if not (whole / "metrics.json").exists():
         with (folder / "whole.log").open("w") as log:
-            assert start(whole, log, arguments.epochs).wait() == 0, folder / "whole.log"
+            assert start(arguments.example, whole, log, arguments.epochs).wait() == 0, folder / "whole.log"
     for number in range(len(list(folder.glob("kill-*.log"))), arguments.kills):
         random = np.random.default_rng((arguments.seed, number))
         log = folder / f"kill-{number:02d}.log"
-        halved = kill(parts, log, random, number % 3 == 2, arguments.longest, arguments.epochs)
+        how = random, number % 3 == 2, arguments.longest, arguments.epochs
+        halved = kill(arguments.example, parts, log, *how)
         backups = [path.name for path in (parts / "backup").glob("epoch-*")]
         print(f"kill {number + 1}{' in a backup' if halved else ''}; whole: {' '.join(backups) or 'none'}", flush=True)
     with (folder / "last.log").open("w") as log:
-        assert start(parts, log, arguments.epochs).wait() == 0, folder / "last.log"
+        assert start(arguments.example, parts, log, arguments.epochs).wait() == 0, folder / "last.log"
 
     import keras
 

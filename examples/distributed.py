@@ -6,7 +6,7 @@
 
 The first line uses all devices of this machine (torch: one), the second one starts two processes here, and the third
 one is for each machine of a list. Every process reads its own rows of the batches that one process would train on, so
-that the losses are the same, however many there are. The same command goes on after the last whole epoch.
+that the losses are the same, however many there are. The same command goes on from the last backup.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -109,33 +108,29 @@ def start_processes(count):
 
 
 def train(engine, model, tokenizer, training_pairs, validation_pairs, arguments):
-    """Trains from the last whole epoch if there is one, on the batches of `examples/translation.py`."""
+    """Trains, from the last backup if there is one, on the batches of `examples/translation.py`."""
     import keras
     from translation import RECIPES
 
     import keras_transformer as kt
 
     recipe, output = RECIPES[arguments.config], arguments.output
-    progress = output / "backup" / "training_metadata.json"
-    done = json.loads(progress.read_text())["epoch"] if progress.exists() else 0
+    seen = {"pairs": training_pairs, "validation": validation_pairs, "vocabulary": tokenizer.vocabulary_size()}
+    resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
 
     def batches(pairs, **options):
         ids = [kt.pipelines.token_ids(tokenizer, side) for side in zip(*pairs, strict=True)]
         return kt.pipelines.token_batches(*ids, recipe.tokens, seed=arguments.seed, **options)
 
-    training, validation = batches(training_pairs, first_epoch=done), batches(validation_pairs, shuffle=False)
+    training, validation = batches(training_pairs, first_epoch=resume.epoch), batches(validation_pairs, shuffle=False)
     epochs = arguments.epochs or -(-recipe.updates // int(training.cardinality()))
     copies = engine.copy(model)
-    # To read and to write a model is work in which all processes take part; the first one's files are those that count.
-    with tempfile.TemporaryDirectory() as scratch, engine.scope():
-        folder = output if engine.rank == 0 else Path(scratch)
-        if engine.rank and done:
-            shutil.copytree(output / "backup", folder / "backup")
-        callbacks = [
-            keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
-            keras.callbacks.CSVLogger(folder / "log.csv", append=True),
-            keras.callbacks.TensorBoard(folder / "logs", write_graph=False),
-        ]
+    callbacks = [resume]  # In every process; the first one writes.
+    if engine.rank == 0:
+        print(f"From epoch {resume.epoch}, batch {resume.batch} on.")
+        log = keras.callbacks.CSVLogger(output / "log.csv", append=True)
+        callbacks = [log, keras.callbacks.TensorBoard(output / "logs", write_graph=False), resume]
+    with engine.scope():
         options = {"epochs": epochs, "callbacks": callbacks, "shuffle": False, "verbose": 0 if engine.rank else "auto"}
         copies.fit(engine.rows(training), validation_data=engine.rows(validation), **options)
     engine.take_back(copies, model)

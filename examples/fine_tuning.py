@@ -59,8 +59,9 @@ def parse_arguments():
         parser.error(f"--prompt must have {{}} where the text belongs; received {arguments.prompt!r}")
     if (arguments.checkpoint is None) != (arguments.data is None):
         parser.error("--checkpoint and --data belong together: what to tune, and what to tune it with")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or an empty directory, or hold a run that was interrupted; got {output}")
     usual = (3e-4 if arguments.method == "lora" else 5e-5) if arguments.checkpoint else 3e-3
     arguments.learning_rate = arguments.learning_rate or usual
     arguments.train = arguments.train or [*NEW, *([] if arguments.checkpoint else ["embedding"])]
@@ -103,7 +104,7 @@ def train_small(directory, others, arguments):
     kt.pretrained.save(model, directory, configuration)
 
 
-def make_batches(pairs, model, tokenizer, source, labels, arguments):
+def make_batches(pairs, model, tokenizer, source, labels, arguments, first_epoch=0):
     """What the model reads, and what it is to say: the number of a label, or an answer."""
     texts, truth = zip(*pairs, strict=True)
     if labels:
@@ -117,7 +118,8 @@ def make_batches(pairs, model, tokenizer, source, labels, arguments):
         end, pad_id = ids.end_id[0] if isinstance(ids.end_id, list) else ids.end_id, ids.pad_id
         prompts = [arguments.prompt.replace("{}", text) for text in texts]
         rows, targets = kt.pipelines.answer_inputs(model, tokenizer, prompts, truth, end, ids.start_id)
-    return kt.pipelines.text_batches(rows, targets, arguments.batch_size, seed=arguments.seed, pad_id=pad_id)
+    options = {"seed": arguments.seed, "pad_id": pad_id, "first_epoch": first_epoch}
+    return kt.pipelines.text_batches(rows, targets, arguments.batch_size, **options)
 
 
 def compile_model(model, rate, steps, classifies):
@@ -153,12 +155,19 @@ def main():
         classifies = not {"causal_lm", "seq2seq"} & set(find_family(configuration).tasks.values())
         train, held_out = read_data(arguments, classifies)
         labels = (arguments.labels or sorted({label for _, label in train + held_out})) if classifies else None
-        if arguments.checkpoint is None:
-            train_small(source, train, arguments)
+        seen = vars(arguments) | {"output": None, "texts": train + held_out}
+        resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
+        if arguments.checkpoint is None and not source.exists():
+            resume.directory.mkdir(parents=True, exist_ok=True)
+            partial = output / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            train_small(partial, train, arguments)
+            partial.rename(source)
+        keras.utils.set_random_seed(arguments.seed)
         options = {"task": "sequence_classification", "labels": labels} if classifies else {}
         model, tokenizer = kt.pretrained.load(source, **options), kt.pipelines.read_tokenizer(source)
         known = model, tokenizer, source, labels, arguments
-        data, validation = make_batches(train, *known), make_batches(held_out, *known)
+        data, validation = make_batches(train, *known, resume.epoch), make_batches(held_out, *known)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.method == "lora":
@@ -171,9 +180,11 @@ def main():
     if not classifies:
         pipeline = kt.pipelines.load_pretrained(source, arguments.max_new_tokens)
         before["exact_match"] = share_right(pipeline.predict(prompts), asked)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     board, started = keras.callbacks.TensorBoard(output / "logs", write_graph=False), time.time()
-    fit = {"validation_data": validation, "epochs": arguments.epochs, "callbacks": [board], "shuffle": False}
-    history, seconds = model.fit(data, **fit).history, time.time() - started
+    fit = {"validation_data": validation, "epochs": arguments.epochs, "callbacks": [board, resume], "shuffle": False}
+    model.fit(data, **fit)
+    history, seconds = resume.history, time.time() - started
     after = {name.removeprefix("val_"): values[-1] for name, values in history.items() if name.startswith("val_")}
     if arguments.method == "lora":
         kt.training.save_adapters(model, output / "adapters.npz")
@@ -197,6 +208,7 @@ def main():
     metrics = {"before": before, "after": after, "history": history, "train_seconds": seconds}
     metrics |= {"method": arguments.method, "trained_parameters": trained, "parameters": model.count_params()}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(resume.directory)
     print(json.dumps({"before": before, "after": after}, indent=2))
 
 

@@ -9,6 +9,7 @@ asked about digits that it has never seen. A table of captions has a file's name
 
 import argparse
 import json
+import shutil
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -52,8 +53,9 @@ def parse_arguments():
         parser.error("--epochs and --pictures must be at least 1, and --size one positive number, or height and width")
     if not 0 < arguments.held_out < 1:
         parser.error(f"--held-out must lie between 0 and 1; received {arguments.held_out}")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or an empty directory, or hold a run that was interrupted; got {output}")
     return parser, arguments, recipe
 
 
@@ -87,17 +89,18 @@ def digit_rows(digits, labels, count, random):
     return pictures, texts
 
 
-def captioned_batches(images, captions, tokenizer, length, normalized, batch, seed=None):
+def captioned_batches(images, captions, tokenizer, length, normalized, batch, seed=None, first_epoch=0):
     """Batches of images with the captions so far, and each caption's next token."""
     rows = [[1, *row[: length - 1], 2] for row in kt.pipelines.token_ids(tokenizer, captions)]
     ids = np.array([row + [0] * (length + 1 - len(row)) for row in rows], "int32")
-    batches = tf.data.Dataset.from_tensor_slices((images, ids)).cache()
-    batches = batches if seed is None else batches.shuffle(len(images), seed=seed)
+    rows = kt.pipelines.epoch_rows(len(images), seed is not None, seed or 0, first_epoch)
+    images, ids = tf.constant(images), tf.constant(ids)
 
-    def inputs(images, ids):
-        return {"images": normalized(images), "target_ids": ids[:, :-1]}, ids[:, 1:]
+    def inputs(places, _):
+        chosen = tf.gather(ids, places)
+        return {"images": normalized(tf.gather(images, places)), "target_ids": chosen[:, :-1]}, chosen[:, 1:]
 
-    batches = batches.batch(batch, drop_remainder=seed is not None and len(images) >= batch)
+    batches = rows.batch(batch, drop_remainder=seed is not None and len(images) >= batch)
     return batches.map(inputs, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -157,18 +160,20 @@ def main():
         return tf.cast(images, "float32") / 127.5 - 1
 
     options = {"tokenizer": tokenizer, "length": length, "normalized": normalized, "batch": recipe.batch}
-    batches = captioned_batches(images, captions, **options, seed=arguments.seed)
+    seen = vars(arguments) | {"output": None, "images": images, "captions": captions}
+    resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
+    batches = captioned_batches(images, captions, **options, seed=arguments.seed, first_epoch=resume.epoch)
     validation = captioned_batches(held_out, references, **options)
     print(f"{len(images)} captions to train on, {len(held_out)} held out;")
     print(f"a vocabulary of {size}, {model.count_params()} parameters.")
-    output.mkdir(parents=True, exist_ok=True)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     board, started = keras.callbacks.TensorBoard(output / "logs", write_graph=False), time.time()
-    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board], "shuffle": False}
-    history = model.fit(batches, **fit).history
+    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board, resume], "shuffle": False}
+    model.fit(batches, **fit)
     seconds, held_out = time.time() - started, list(held_out)
     answers = pipeline.predict(held_out)
     references = [b" ".join(tokenizer.split([text], True).to_list()[0]).decode() for text in references]
-    draw_curves(history, output / "curves.png")
+    draw_curves(resume.history, output / "curves.png")
     draw_captions(held_out, answers, references, output / "captions.png")
     model.save(output / "model.keras")
     pipeline.save(output / "pipeline")
@@ -182,13 +187,14 @@ def main():
     metrics = {
         "exact_match": sum(a == b for a, b in zip(answers, references, strict=True)) / len(references),
         "bleu": sacrebleu.corpus_bleu(answers, [references], tokenize="none", force=True).score,
-        "val_token_accuracy": history["val_token_accuracy"],
+        "val_token_accuracy": resume.history["val_token_accuracy"],
         "parameters": model.count_params(),
         "train_seconds": seconds,
         "unreadable": unreadable,
         "recipe": {**recipe._asdict(), "data": arguments.data, "seed": arguments.seed},
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(resume.directory)
     print(json.dumps(metrics, indent=2))
     if unreadable:
         print(f"{len(unreadable)} files could not be read and were left out:", *unreadable[:20], sep="\n  ")

@@ -11,6 +11,7 @@ On processors without AVX-512, `TF_ENABLE_ONEDNN_OPTS=1` makes TensorFlow's conv
 
 import argparse
 import json
+import shutil
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -60,8 +61,9 @@ def parse_arguments():
         parser.error(f"--epochs must be at least 1 and --held-out lie between 0 and 1; {received}")
     if len(arguments.size) > 2 or min(arguments.size) < 1:
         parser.error(f"--size must be one positive number, or height and width; received {arguments.size}")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or an empty directory, or hold a run that was interrupted; got {output}")
     return parser, arguments, recipe
 
 
@@ -151,20 +153,23 @@ def main():
     preprocessor = kt.pipelines.ImagePreprocessor(size=shape[:2], channels=shape[2], **numbers)
     classifier = kt.pipelines.Classifier(model, kt.pipelines.ImageReader(preprocessor, shape), data.classes)
 
+    seen = vars(arguments) | {"output": None, "images": data.images, "labels": data.labels}
+    resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
     options = {"num_classes": len(data.classes), "preprocessor": preprocessor, "seed": arguments.seed}
+    changes = {**recipe.changes, "first_epoch": resume.epoch}
     parts = [(data.images[part], data.labels[part]) for part in (train, held_out)]
-    batches = kt.pipelines.image_batches(*parts[0], **options, **recipe.changes, batch_size=recipe.batch)
+    batches = kt.pipelines.image_batches(*parts[0], **options, **changes, batch_size=recipe.batch)
     validation = kt.pipelines.image_batches(*parts[1], **options, shuffle=False, batch_size=256).cache()
     print(f"{len(train)} images of {len(data.classes)} classes to train on, {len(held_out)} held out;")
     print(f"{model.count_params()} parameters.")
-    output.mkdir(parents=True, exist_ok=True)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     board, started = keras.callbacks.TensorBoard(output / "logs", write_graph=False), time.time()
-    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board], "shuffle": False}
-    history = model.fit(batches, **fit).history
+    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board, resume], "shuffle": False}
+    model.fit(batches, **fit)
     seconds = time.time() - started
     images, truth = list(data.images[held_out]), [data.classes[label] for label in data.labels[held_out]]
     answers = classifier.predict(images)
-    draw_curves(history, output / "curves.png")
+    draw_curves(resume.history, output / "curves.png")
     draw_confusion(truth, answers, data.classes, output / "confusion.png")
     chosen = np.random.default_rng(arguments.seed).permutation(len(images))[:32]
     draw_samples(*([column[i] for i in chosen] for column in (images, truth, answers)), output / "samples.png")
@@ -181,13 +186,14 @@ def main():
             print(f"  {answer.decode()} (right: {truth[i]})")
     metrics = {
         "accuracy": sum(a == b for a, b in zip(answers, truth, strict=True)) / len(truth),
-        "val_accuracy": history["val_accuracy"],
+        "val_accuracy": resume.history["val_accuracy"],
         "parameters": model.count_params(),
         "train_seconds": seconds,
         "unreadable": data.unreadable,
         "recipe": {**recipe._asdict(), "data": arguments.data, "seed": arguments.seed},
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(resume.directory)
     print(json.dumps(metrics, indent=2))
     if data.unreadable:
         print(f"{len(data.unreadable)} files could not be read and were left out:", *data.unreadable[:20], sep="\n  ")

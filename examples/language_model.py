@@ -11,6 +11,7 @@ one also learns to fill a hole from the code around it. The recipes of Shakespea
 import argparse
 import json
 import random
+import shutil
 import sysconfig
 import time
 from collections import namedtuple
@@ -49,8 +50,9 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.epochs < 1 or arguments.steps is not None and arguments.steps < arguments.epochs:
         parser.error("--epochs must be at least 1, and --steps at least as many")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or empty directory; {arguments.output} is not")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or empty directory, or hold a run that was interrupted; got {output}")
     if "" in (arguments.prompt or ()):
         parser.error("--prompt must hold a character to go on from")
     return parser, arguments
@@ -130,25 +132,27 @@ def main():
         texts, held_out = read_data(arguments)
         tokenizer = kt.pipelines.train_byte_pairs(texts, recipe.vocabulary)
         ids, held_out_ids = (kt.pipelines.token_stream(tokenizer, part) for part in (texts, held_out))
-        size = (recipe.length, recipe.batch)
-        batches = kt.pipelines.token_windows(ids, *size, seed=arguments.seed, middle_rate=middle_rate)
+        size, steps = (recipe.length, recipe.batch), -(-recipe.steps // arguments.epochs)
+        seen = vars(arguments) | {"output": None, "ids": ids}
+        resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
+        options = {"middle_rate": middle_rate, "first_batch": resume.epoch * steps}
+        batches = kt.pipelines.token_windows(ids, *size, seed=arguments.seed, **options)
         validation = kt.pipelines.token_windows(held_out_ids, *size, shuffle=False).cache()
     except (ValueError, OSError) as error:
         parser.error(f"--data: {error}")
-    output.mkdir(parents=True, exist_ok=True)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
-    steps = -(-recipe.steps // arguments.epochs)
     model = build_model(recipe, tokenizer.get_vocab_size(), steps * arguments.epochs)
     print(f"{len(ids)} tokens to train on, {len(held_out_ids)} to validate on, {model.count_params()} parameters.")
     started = time.time()
-    history = model.fit(
+    model.fit(
         batches,
         validation_data=validation,
         epochs=arguments.epochs,
         steps_per_epoch=steps,
-        callbacks=[keras.callbacks.TensorBoard(output / "logs", write_graph=False)],
-    ).history
-    train_seconds = time.time() - started
+        callbacks=[keras.callbacks.TensorBoard(output / "logs", write_graph=False), resume],
+    )
+    train_seconds, history = time.time() - started, resume.history
     bytes_per_token = sum(len(text.encode()) for text in held_out) / len(held_out_ids)
     metrics = {
         "val_loss": history["val_loss"][-1],
@@ -181,6 +185,7 @@ def main():
     for prompt, text in zip(prompts, answers, strict=True):
         print(f"--- {prompt}\n>>> {text}\n")
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(resume.directory)
     print(json.dumps(metrics, indent=2))
 
 

@@ -59,8 +59,9 @@ def parse_arguments():
         parser.error("--data must be given: a folder or .tar of recordings. --help tells where to find some")
     if arguments.epochs is not None and arguments.epochs < 1:
         parser.error(f"--epochs must be at least 1; received {arguments.epochs}")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or an empty directory, or hold a run that was interrupted; got {output}")
     return parser, arguments
 
 
@@ -137,7 +138,10 @@ def main():
     copies = [kt.pipelines.change_speed(x.sound, speed) for speed in recipe.speeds for x in train]
     frames, rows = reader.rows(copies), kt.pipelines.token_ids(tokenizer, texts) * len(recipe.speeds)
     short = sum(len(ids) > -(-len(x) // 4) for ids, x in zip(rows, frames, strict=True))
-    batches = kt.pipelines.speech_batches(frames, rows, recipe.frames, seed=arguments.seed)
+    seen = vars(arguments) | {"output": None, "texts": texts + truth, "frames": np.concatenate(frames)}
+    resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
+    options = {"seed": arguments.seed, "first_epoch": resume.epoch}
+    batches = kt.pipelines.speech_batches(frames, rows, recipe.frames, **options)
     validation = kt.pipelines.speech_batches(
         reader.rows(sounds), kt.pipelines.token_ids(tokenizer, truth), recipe.frames, shuffle=False
     )
@@ -156,17 +160,17 @@ def main():
     def finish_epoch(epoch, logs):
         logs["val_ctc_wer"] = kt.pipelines.error_rate(truth, kt.pipelines.ctc_texts(model, reader, tokenizer, sounds))
 
-    output.mkdir(parents=True, exist_ok=True)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     callbacks = [
         keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
         kt.training.AverageWeights(output / "epochs", last=recipe.last),
         keras.callbacks.TensorBoard(output / "logs", write_graph=False),
+        resume,
     ]
     started = time.time()
     fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": callbacks, "shuffle": False}
-    history = model.fit(batches, **fit).history
-    seconds = time.time() - started
-    shutil.rmtree(output / "epochs")
+    model.fit(batches, **fit)
+    seconds, history = time.time() - started, resume.history
     answers, by_ctc = pipeline.predict(sounds), kt.pipelines.ctc_texts(model, reader, tokenizer, sounds)
     draw_curves(history, output / "curves.png")
     for i in range(min(3, len(held_out))):
@@ -195,6 +199,8 @@ def main():
         "recipe": {**recipe._asdict(), "data": str(arguments.data), "seed": arguments.seed},
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for name in ("epochs", "backup"):
+        shutil.rmtree(output / name)
     print(json.dumps(metrics, indent=2))
 
 

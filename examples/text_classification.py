@@ -10,7 +10,9 @@ reviews that come with Keras.
 """
 
 import argparse
+import itertools
 import json
+import shutil
 import time
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -50,8 +52,9 @@ def parse_arguments():
     if recipe.epochs < 1 or not 0 < arguments.held_out < 1:
         received = f"received {recipe.epochs} and {arguments.held_out}"
         parser.error(f"--epochs must be at least 1 and --held-out lie between 0 and 1; {received}")
-    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
-        parser.error(f"--output must be a new or an empty directory; received {arguments.output}")
+    output = arguments.output
+    if output.exists() and not (output / "backup").is_dir() and (not output.is_dir() or any(output.iterdir())):
+        parser.error(f"--output must be a new or an empty directory, or hold a run that was interrupted; got {output}")
     return parser, arguments, recipe
 
 
@@ -112,14 +115,18 @@ def build_model(recipe, vocabulary_size, classes, steps, constant_rate):
     return model
 
 
-def drop_tokens(batches, share):
+def drop_tokens(batches, share, first_epoch):
     """Makes a share of the tokens unknown, others in each epoch, so that no single word can be relied on."""
+    epochs = itertools.count(first_epoch)
 
-    def drop(ids, *rest):
-        is_dropped = (tf.random.uniform(tf.shape(ids)) < share) & (ids != 0)
-        return tf.where(is_dropped, UNKNOWN_ID, ids), *rest
+    def drop(epoch, number, row):
+        is_dropped = (tf.random.stateless_uniform(tf.shape(row[0]), (epoch, number)) < share) & (row[0] != 0)
+        return tf.where(is_dropped, UNKNOWN_ID, row[0]), *row[1:]
 
-    return batches.map(drop, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    epoch = tf.data.Dataset.from_generator(lambda: [next(epochs)], output_signature=tf.TensorSpec((), "int64"))
+    numbered = epoch.flat_map(lambda n: batches.enumerate().map(lambda number, row: (n, number, row)))
+    numbered = numbered.apply(tf.data.experimental.assert_cardinality(int(batches.cardinality())))
+    return numbered.map(drop, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def draw_curves(history, path):
@@ -153,23 +160,26 @@ def main():
     except (ValueError, OSError) as error:
         parser.error(str(error))
     numbers = [[labels.index(label) for _, label in part] for part in (train, held_out)]
-    batches = kt.pipelines.text_batches(rows[0], numbers[0], recipe.batch, seed=arguments.seed)
+    seen = vars(arguments) | {"output": None, "texts": train + held_out}
+    resume = kt.training.Resume(output / "backup", 100, seen, delete_checkpoint=False)
+    options = {"seed": arguments.seed, "first_epoch": resume.epoch}
+    batches = kt.pipelines.text_batches(rows[0], numbers[0], recipe.batch, **options)
     validation = kt.pipelines.text_batches(rows[1], numbers[1], recipe.batch, shuffle=False)
     size, steps = reader.tokenizer.vocabulary_size(), recipe.epochs * int(batches.cardinality())
     model = build_model(recipe, size, len(labels), steps, constant_rate=arguments.recipe == "keras-io")
     print(f"{len(train)} texts of {len(labels)} classes to train on, {len(held_out)} held out;")
     print(f"a vocabulary of {size}, {model.count_params()} parameters.")
     if recipe.token_dropout:
-        batches = drop_tokens(batches, recipe.token_dropout)
-    output.mkdir(parents=True, exist_ok=True)
+        batches = drop_tokens(batches, recipe.token_dropout, resume.epoch)
+    resume.directory.mkdir(parents=True, exist_ok=True)
     board, started = keras.callbacks.TensorBoard(output / "logs", write_graph=False), time.time()
-    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board], "shuffle": False}
-    history = model.fit(batches, **fit).history
+    fit = {"validation_data": validation, "epochs": recipe.epochs, "callbacks": [board, resume], "shuffle": False}
+    model.fit(batches, **fit)
     seconds = time.time() - started
     classifier = kt.pipelines.Classifier(model, reader, labels)
     texts, truth = zip(*held_out, strict=True)
     answers = classifier.predict(texts)
-    draw_curves(history, output / "curves.png")
+    draw_curves(resume.history, output / "curves.png")
     draw_confusion(truth, answers, labels, output / "confusion.png")
     model.save(output / "model.keras")
     classifier.save(output / "classifier")
@@ -182,12 +192,13 @@ def main():
             print(f"  {answer.decode()} (right: {right})  {text if len(text) < 80 else '...' + text[-80:]}")
     metrics = {
         "accuracy": sum(a == b for a, b in zip(answers, truth, strict=True)) / len(truth),
-        "val_accuracy": history["val_accuracy"],
+        "val_accuracy": resume.history["val_accuracy"],
         "parameters": model.count_params(),
         "train_seconds": seconds,
         "recipe": {**recipe._asdict(), "data": arguments.data, "seed": arguments.seed},
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(resume.directory)
     print(json.dumps(metrics, indent=2))
 
 

@@ -1,25 +1,98 @@
 """One of several processes that train a tiny language model together, and go on until they are killed.
 
-KERAS_BACKEND=jax python tests/process_run.py 0 127.0.0.1:12355 127.0.0.1:12356 &
-KERAS_BACKEND=jax python tests/process_run.py 1 127.0.0.1:12355 127.0.0.1:12356
+KERAS_BACKEND=jax python tests/process_run.py folder 0 127.0.0.1:12355 127.0.0.1:12356 &
+KERAS_BACKEND=jax python tests/process_run.py folder 1 127.0.0.1:12355 127.0.0.1:12356
 
-The first one prints, as JSON, what came out beside what one process finds on one device.
+The first one prints, as JSON, what came out beside what one process finds on one device, and how far a training that
+was stopped and resumed from a backup in the folder ended from one that was not.
 """
 
+import itertools
 import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import keras_transformer as kt
+from keras_transformer.training import processes
 
 rng = np.random.default_rng(0)
 TOKENS = rng.integers(3, 32, (15, 9)).astype("int32")  # Fifteen rows, which two processes cannot share evenly.
 TOKENS[np.arange(9) >= rng.integers(3, 10, (15, 1))] = 0
+
+
+def build(dropout):
+    keras.utils.set_random_seed(0)
+    model = kt.models.causal_lm(32, dim=16, depth=1, num_heads=2, hidden_dim=32, dropout=dropout)
+    metrics = [kt.training.TokenAccuracy()]
+    model.compile(keras.optimizers.Adam(5e-3), kt.training.SmoothedCrossEntropy(0.1), metrics=metrics)
+    return model
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(steps):
+    count = itertools.count(1)
+
+    def after(batch, logs):
+        if next(count) == steps:
+            raise Stopped
+
+    return keras.callbacks.LambdaCallback(on_train_batch_end=after)
+
+
+def shuffled(first_epoch):
+    """Three batches in each epoch, of rows in an order that is the epoch's own."""
+    epochs = itertools.count(first_epoch)
+
+    def epoch():
+        for rows in np.array_split(np.random.default_rng(next(epochs)).permutation(15), 3):
+            yield {"token_ids": TOKENS[rows, :-1]}, TOKENS[rows, 1:]
+
+    ids = tf.TensorSpec((None, 8), "int32")
+    batches = tf.data.Dataset.from_generator(epoch, output_signature=({"token_ids": ids}, ids))
+    return batches.apply(tf.data.experimental.assert_cardinality(3)).prefetch(2)
+
+
+def resumable(engine, folder, *callbacks):
+    """The loss of each epoch, and all variables after two."""
+    copies, resume = engine.copy(build(dropout=0.1)), kt.training.Resume(folder, save_freq=1)
+    with engine.scope():
+        options = {"epochs": 2, "callbacks": [*callbacks, resume], "shuffle": False, "verbose": 0}
+        history = copies.fit(engine.rows(shuffled(resume.epoch)), **options).history
+    variables = (*copies.weights, *copies.optimizer.variables)
+    return history["loss"], [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+def stop_and_resume(engine, folder):
+    losses, whole = resumable(engine, folder / "whole")
+    try:
+        resumable(engine, folder / "parts", stop_after(5))
+    except Stopped:
+        with engine.scope():  # The others wait until the first one has written.
+            processes.gather(keras.Model(), np.array(0, "int32"))
+    refusal = ""
+    if engine.processes > 1:
+        try:
+            resumable(engine, folder / ("parts" if engine.rank == 0 else "elsewhere"))
+        except ValueError as error:
+            refusal = str(error)
+    resumed_losses, resumed = resumable(engine, folder / "parts")
+    apart = max(np.abs(a.astype(float) - b).max() for a, b in zip(whole, resumed, strict=True) if a.size)
+    return {
+        "resumed_epochs": len(resumed_losses),
+        "resumed_apart": float(apart),
+        "losses_apart": abs(losses[-1] - resumed_losses[-1]),
+        "left": [path.name for path in folder.iterdir()],
+        "refusal": refusal,
+    }
 
 
 def results(model, batches):
@@ -31,11 +104,10 @@ def tokens(model):
 
 
 def main():
-    engine = kt.distribution.start(sys.argv[2:], int(sys.argv[1]))
-    keras.utils.set_random_seed(0)
-    model = kt.models.causal_lm(32, dim=16, depth=1, num_heads=2, hidden_dim=32, dropout=0.0)
-    metrics = [kt.training.TokenAccuracy()]
-    model.compile(keras.optimizers.Adam(5e-3), kt.training.SmoothedCrossEntropy(0.1), metrics=metrics)
+    if keras.backend.backend() == "tensorflow":
+        tf.config.experimental.enable_op_determinism()
+    engine = kt.distribution.start(sys.argv[3:], int(sys.argv[2]))
+    model = build(dropout=0.0)
     batches = tf.data.Dataset.from_tensors(({"token_ids": TOKENS[:, :-1]}, TOKENS[:, 1:]))
     copies = engine.copy(model)
     if engine.rank == 0:
@@ -49,10 +121,12 @@ def main():
             expected["tokens"] = tokens(model)
         expected_weights = model.get_weights()
     engine.take_back(copies, model)
+    resumed = stop_and_resume(engine, Path(sys.argv[1]))
     if engine.rank == 0:
         apart = max(np.abs(a - b).max() for a, b in zip(expected_weights, model.get_weights(), strict=True) if a.size)
         steps = int(model.optimizer.iterations)
-        print(json.dumps({"found": found, "expected": expected, "apart": float(apart), "steps": steps}), flush=True)
+        result = {"found": found, "expected": expected, "apart": float(apart), "steps": steps, **resumed}
+        print(json.dumps(result), flush=True)
     with engine.scope():
         copies.fit(engine.rows(batches), epochs=10**6, verbose=0)
 

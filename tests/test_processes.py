@@ -1,7 +1,8 @@
-"""Two processes on this machine train as one does, with the engine of each backend, and do not outlive each other."""
+"""Two processes, or two devices of one, train as one does, from a backup too; processes do not outlive each other."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,21 +18,34 @@ import keras_transformer as kt
 BACKENDS = ["jax", "tensorflow", "torch"]
 
 
-def start(backend):
+def start(backend, folder):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
     environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(Path(__file__).with_name("process_run.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("process_run.py")), str(folder)]
     options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen([*command, str(rank), *hosts], **options) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
-def runs():
+def mirrored(tmp_path_factory):
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("mirrored_run.py")),
+        str(tmp_path_factory.mktemp("devices")),
+    ]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
     """By backend: what two processes found, and how the first one ended when the second one had been killed."""
-    pairs = {backend: start(backend) for backend in BACKENDS}
+    pairs = {backend: start(backend, tmp_path_factory.mktemp(backend)) for backend in BACKENDS}
     results = {}
 
     def follow(backend, first, second):
@@ -71,10 +85,37 @@ def test_two_processes_train_as_one(runs, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_resume_from_one_backup(runs, backend):
+    line, _, _, message = runs[backend]
+    assert line, message
+    result = json.loads(line)
+    assert result["resumed_epochs"] == 1 and result["resumed_apart"] == 0 and result["losses_apart"] < 1e-6
+    assert result["left"] == [], "What had ended is deleted by one of them, and the others know."
+    message = "`directory` must be one that all processes see.* 0 found one after 1 epochs and 1 batches, process 1 "
+    assert re.search(message, result["refusal"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_process_ends_the_other(runs, backend):
     _, status, seconds, message = runs[backend]
     assert status not in (None, 0), message
     assert seconds < 60
+
+
+def test_two_devices_of_one_process_train_as_one(mirrored):
+    assert len(mirrored["devices"]) == len(set(mirrored["devices"])) == 2
+    assert len(mirrored["expected"]["loss"]) == 10
+    for name in ("loss", "token_accuracy"):
+        np.testing.assert_allclose(mirrored["found"][name], mirrored["expected"][name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_two_devices_of_one_process_resume(mirrored):
+    assert mirrored["resumed_epochs"] == 1 and mirrored["resumed_apart"] == 0 and mirrored["losses_apart"] < 1e-6
+    assert mirrored["equal_without_engine"]
+    message = (
+        "`gradient_accumulation_steps` of the optimizer must be None under `tf.distribute`.* received 2 with 2 copies"
+    )
+    assert re.search(message, mirrored["refusal_of_sums"])
 
 
 def test_bad_input():

@@ -11,6 +11,7 @@ import os
 import keras
 
 from keras_transformer.distribution.layouts import layout_map
+from keras_transformer.training import processes
 
 # Seconds: until all processes have to be there; that torch waits for one in a step; and after which JAX holds one
 # for dead that does not stir.
@@ -101,8 +102,8 @@ class Engine:
                 takes a mean, such as `SmoothedCrossEntropy`.
 
         Returns:
-            `keras.Model`, compiled alike. Callbacks that read a backup have to run in every process, those that write
-            in one of them.
+            `keras.Model`, compiled alike. `kt.training.Resume` has to be a callback in every process, callbacks that
+            write in one of them.
 
         Raises:
             ValueError: If the model has not been compiled with a `keras.losses.Loss`.
@@ -132,7 +133,7 @@ class Engine:
         pairs = [(model.variables, trained.variables), (model.optimizer.variables, trained.optimizer.variables)]
         for own, others in pairs:
             for variable, other in zip(own, others, strict=True):
-                variable.assign(keras.ops.convert_to_numpy(other))
+                variable.assign(processes.to_numpy(other))
 
     def stop(self):
         """Leaves the other processes, which may end from here on."""
@@ -191,10 +192,13 @@ class TensorFlowEngine(Engine):
             os.environ["TF_CONFIG"] = json.dumps(
                 {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": rank}}
             )
-        from tensorflow import distribute
+        from tensorflow import config, distribute
 
-        several = self.processes > 1
-        self.strategy = distribute.MultiWorkerMirroredStrategy() if several else distribute.MirroredStrategy()
+        if self.processes > 1:
+            self.strategy = distribute.MultiWorkerMirroredStrategy()
+        else:  # By itself it would take one processor, however many virtual devices that has been made.
+            devices = config.list_logical_devices("GPU") or config.list_logical_devices("CPU")
+            self.strategy = distribute.MirroredStrategy([device.name for device in devices])
         self.copies = self.strategy.num_replicas_in_sync
 
     def copy(self, model):
@@ -221,9 +225,11 @@ class TensorFlowEngine(Engine):
     def rows(self, batches):
         here = self.copies // self.processes
         own = range(self.rank * here, (self.rank + 1) * here)
-        return self.strategy.distribute_datasets_from_function(
+        rows = self.strategy.distribute_datasets_from_function(
             lambda context: _rows(batches, self.copies, own, multiple=self.copies)
         )
+        rows._cardinality = int(batches.cardinality())  # It counts what each device here gets for a batch of its own.
+        return rows
 
 
 class TorchEngine(Engine):

@@ -2,7 +2,7 @@
 
 from keras_transformer.pipelines.answer_inputs import answer_inputs
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
-from keras_transformer.pipelines.batching import text_batches, token_batches
+from keras_transformer.pipelines.batching import epoch_rows, text_batches, token_batches
 from keras_transformer.pipelines.captioned_images import CaptionedImages, read_captioned_images
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
@@ -75,6 +75,7 @@ __all__ = [
     "change_speed",
     "ctc_texts",
     "emoji_names",
+    "epoch_rows",
     "error_rate",
     "fill_in_the_middle",
     "hold_out",

@@ -118,7 +118,7 @@ def _batch_boundaries(lengths, tokens_per_batch):
     return np.array(boundaries)
 
 
-def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_id=0):
+def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_id=0, first_epoch=0):
     """Groups rows of token ids and their labels into padded batches of about equally long rows.
 
     Rows fall into buckets by their length, each of which holds about as many, and are padded to the longest that their
@@ -134,6 +134,7 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_
         buckets: Integer. The largest number of different lengths.
         pad_id: Integer. The id that fills up rows. Inputs that are called a mask are filled up with 0, labels of tokens
             with -100.
+        first_epoch: Integer. The number of the epoch that the first pass gives, for a training that is resumed.
 
     Returns:
         A `tf.data.Dataset` of `(inputs, labels, weights)`: int32 `[batch, length]` or a dict of such, int32 `[batch]`
@@ -167,41 +168,79 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_
     lengths = part_lengths.max(axis=0)
     quantiles = np.quantile(lengths, np.arange(1, buckets + 1) / buckets)
     longest = np.unique(-(-np.ceil(quantiles).astype(int) // 4) * 4)
-    size = int(np.sum(-(-np.bincount(np.searchsorted(longest, lengths)) // batch_size)))
+    bucket_of = np.searchsorted(longest, lengths)
+    size = int(np.sum(-(-np.bincount(bucket_of) // batch_size)))
+    epochs = itertools.count(first_epoch)
 
-    def fill_up(*elements):
-        places = tf.range(batch_size)
-        is_real = places < tf.shape(elements[1])[0]
-        chosen = tf.where(is_real, places, 0)
-        inputs, labels = tf.nest.map_structure(
-            lambda x: tf.ensure_shape(tf.gather(x, chosen), (batch_size, *x.shape[1:])), elements
-        )
-        return inputs, labels, tf.cast(is_real, "float32")
+    def pad(part, chosen, length, fill):
+        batch = np.full((batch_size, length), fill, "int32")
+        for row, i in zip(batch, chosen, strict=True):
+            row[: len(part[i])] = part[i]
+        return batch
 
-    def longest_part(inputs, label):
-        return tf.reduce_max([tf.shape(x)[0] for x in tf.nest.flatten((inputs, label)) if x.shape.rank])
+    def batch(chosen, length):
+        weights = np.arange(batch_size) < len(chosen)
+        chosen = chosen + chosen[:1] * (batch_size - len(chosen))
+        if isinstance(rows, dict):
+            padding = {name: 0 if name.endswith("mask") else pad_id for name in rows}
+            inputs = {name: pad(part, chosen, length, padding[name]) for name, part in rows.items()}
+        else:
+            inputs = pad(rows, chosen, length, pad_id)
+        of_tokens = np.ndim(labels[0]) == 1
+        targets = pad(labels, chosen, length, -100) if of_tokens else np.array([labels[i] for i in chosen], "int32")
+        return inputs, targets, weights.astype("float32")
 
-    if isinstance(rows, dict):
-        inputs = {name: _ragged(part) for name, part in rows.items()}
-        padding = {name: 0 if name.endswith("mask") else pad_id for name in rows}
-    else:
-        inputs, padding = _ragged(rows), pad_id
-    labels = _ragged(labels) if np.ndim(labels[0]) == 1 else np.asarray(labels, "int32")
-    dataset = tf.data.Dataset.from_tensor_slices((inputs, labels))
-    dataset = dataset.map(lambda *row: tf.nest.map_structure(tf.identity, row)).cache()  # A row of ragged ids is dense.
-    if shuffle:
-        dataset = dataset.shuffle(len(lengths), seed=seed)
-    dataset = dataset.bucket_by_sequence_length(
-        longest_part,
-        bucket_boundaries=(longest + 1).tolist(),  # The first length that a bucket does not hold.
-        bucket_batch_sizes=[batch_size] * (len(longest) + 1),
-        padding_values=(padding, -100),
-        pad_to_bucket_boundary=True,
-    )
-    dataset = dataset.map(fill_up, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)
+    def epoch():
+        order, number = np.arange(len(lengths)), next(epochs)
+        if shuffle:
+            np.random.default_rng((seed, number)).shuffle(order)
+        waiting = [[] for _ in longest]
+        for i in order:
+            chosen = waiting[bucket_of[i]]
+            chosen.append(i)
+            if len(chosen) == batch_size:
+                yield batch(chosen, longest[bucket_of[i]])
+                chosen.clear()
+        for chosen, length in zip(waiting, longest, strict=True):
+            if chosen:
+                yield batch(chosen, length)
+
+    ids = tf.TensorSpec((batch_size, None), "int32")
+    inputs = dict.fromkeys(rows, ids) if isinstance(rows, dict) else ids
+    targets = ids if np.ndim(labels[0]) == 1 else tf.TensorSpec((batch_size,), "int32")
+    weights = tf.TensorSpec((batch_size,), "float32")
+    dataset = tf.data.Dataset.from_generator(epoch, output_signature=(inputs, targets, weights))
+    return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(8)
 
 
-def _ragged(rows):
-    ids = np.concatenate([np.asarray(row, "int32") for row in rows])
-    return tf.RaggedTensor.from_row_lengths(ids, [len(row) for row in rows])
+def epoch_rows(count, shuffle=True, seed=0, first_epoch=0):
+    """The places of rows in an order of each epoch's own, and with each what to draw random numbers by.
+
+    Both are a function of the seed, the epoch and the place in it, so that a training that is resumed finds what it
+    would have found.
+
+    Args:
+        count: Integer. How many rows there are.
+        shuffle: Boolean. Whether each epoch has an order of its own; otherwise it is that of the rows.
+        seed: Integer. The same seed gives the same epochs.
+        first_epoch: Integer. The number of the epoch that the first pass gives.
+
+    Returns:
+        A `tf.data.Dataset` of int32 scalars, and of int32 `[2]`, seeds for stateless functions of `tf.random`.
+
+    Example:
+
+    >>> rows = epoch_rows(4)
+    >>> [[int(place) for place, _ in rows] for epoch in range(2)]
+    [[2, 0, 1, 3], [3, 0, 2, 1]]
+    """
+    epochs = itertools.count(first_epoch)
+
+    def epoch():
+        random = np.random.default_rng((seed, next(epochs)))
+        order = random.permutation(count) if shuffle else np.arange(count)
+        yield order, random.integers(2**31, size=(count, 2))
+
+    signature = (tf.TensorSpec((count,), "int32"), tf.TensorSpec((count, 2), "int32"))
+    rows = tf.data.Dataset.from_generator(epoch, output_signature=signature).unbatch()
+    return rows.apply(tf.data.experimental.assert_cardinality(count))

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transformer.layers.rand_augment import rand_augment as rand_augment_layer
+from keras_transformer.pipelines.batching import epoch_rows
 
 
 def image_batches(
@@ -20,6 +21,7 @@ def image_batches(
     mix_up=0.0,
     cut_mix=0.0,
     seed=0,
+    first_epoch=0,
 ):
     """Batches of images as a model reads them, with one-hot classes.
 
@@ -38,7 +40,8 @@ def image_batches(
             images of a batch are changed in the same two ways, by different strengths.
         mix_up: float, the alpha of MixUp, or 0.
         cut_mix: float, the factor of CutMix, or 0. With both, every other batch is changed by either.
-        seed: int. Where order and changes begin.
+        seed: int. The same seed gives the same epochs: the same order, and the same changes.
+        first_epoch: int. The number of the epoch that the first pass gives, for a training that is resumed.
 
     Returns:
         `tf.data.Dataset` of pairs of float32 `[B, height, width, channels]` and `[B, num_classes]`.
@@ -65,16 +68,22 @@ def image_batches(
         raise ValueError(f"`labels` must be from 0 to num_classes - 1 = {num_classes - 1}; received {wrong[0]}.")
 
     height, width = images.shape[1:3]
-    changes = [keras.layers.RandomFlip("horizontal", seed=seed)] if flip else []
+    changes = [keras.layers.RandomFlip("horizontal")] if flip else []
     if rand_augment:
-        changes.append(rand_augment_layer(rand_augment, seed=seed + 1))
-    mixes = [keras.layers.MixUp(mix_up, seed=seed + 2)] if mix_up else []
+        changes.append(rand_augment_layer(rand_augment))
+    mixes = [keras.layers.MixUp(mix_up)] if mix_up else []
     if cut_mix:
-        mixes.append(keras.layers.CutMix(cut_mix, seed=seed + 3))
-    cropped = keras.layers.RandomCrop(height, width, seed=seed + 4)
+        mixes.append(keras.layers.CutMix(cut_mix))
+    cropped = keras.layers.RandomCrop(height, width)
+    drawn = [_drawn_from_elements([cropped]), _drawn_from_elements([*changes, *mixes])]
+
+    def crop_one(place, element_seed):
+        drawn[0].begin(element_seed)
+        return cropped(padded[place]), targets[place], element_seed
 
     def change(number, batch):
-        images, targets = batch
+        images, targets, seeds = batch
+        drawn[1].begin(seeds[0] ^ 1)  # Not what the first image was cropped by.
         for layer in changes:
             images = layer(images)
         if mixes:
@@ -85,12 +94,34 @@ def image_batches(
         images = tf.cast(images, "float32") * preprocessor.scale
         return (images - np.float32(preprocessor.mean)) / np.float32(preprocessor.std), targets
 
-    targets = np.eye(num_classes, dtype="float32")[labels]
-    around = ((0, 0), (crop, crop), (crop, crop), (0, 0))
-    batches = tf.data.Dataset.from_tensor_slices((np.pad(images, around), targets))
-    if shuffle:
-        batches = batches.shuffle(len(images), seed=seed)
-    if crop:  # One by one: the layer would cut all images of a batch at the same place.
-        batches = batches.map(lambda image, target: (cropped(image), target), num_parallel_calls=tf.data.AUTOTUNE)
+    targets = tf.constant(np.eye(num_classes, dtype="float32")[labels])
+    padded = tf.constant(np.pad(images, ((0, 0), (crop, crop), (crop, crop), (0, 0))))
+    batches = epoch_rows(len(images), shuffle, seed, first_epoch)
+    # One by one: the layer would cut all images of a batch at the same place.
+    one = crop_one if crop else lambda place, element_seed: (padded[place], targets[place], element_seed)
+    batches = batches.map(one, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(batch_size, drop_remainder=shuffle and len(images) >= batch_size)
     return batches.enumerate().map(change, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+class _ElementSeeds(keras.random.SeedGenerator):
+    """Draws by the seed of an element alone, however many are made at a time and whatever was made before."""
+
+    def __init__(self):
+        self.begin(None)
+
+    def begin(self, seed):
+        """To be called where a function of an element begins, with the element's seed: int32 `[2]`."""
+        self.seed, self.count = seed, 0
+
+    def next(self, ordered=True):
+        self.count += 1
+        return tf.random.experimental.stateless_fold_in(self.seed, self.count)
+
+
+def _drawn_from_elements(layers):
+    seeds = _ElementSeeds()
+    for layer in layers:
+        for part in layer._flatten_layers():
+            part._get_seed_generator = lambda backend=None: seeds
+    return seeds

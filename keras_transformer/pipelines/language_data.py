@@ -124,7 +124,7 @@ def token_stream(tokenizer, texts):
     return np.fromiter(itertools.chain.from_iterable([*row, END_OF_TEXT_ID] for row in rows), "int32")
 
 
-def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0):
+def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0, first_batch=0):
     """Cuts a long row of tokens into batches of windows, with the token that follows each token as its label.
 
     Args:
@@ -135,6 +135,7 @@ def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0
             what fills no window at the end is left out.
         seed: int. The same seed gives the same windows.
         middle_rate: float. The share of windows in which the middle stands at the end (see `fill_in_the_middle`).
+        first_batch: int. Which of the batches without end is the first, for a training that is resumed.
 
     Returns:
         `tf.data.Dataset` of `(inputs, labels)`, each int32 `[batch, length]`.
@@ -158,11 +159,11 @@ def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0
         raise ValueError(f"`ids` must hold more than length={length} tokens to cut windows of; received {len(ids)}.")
 
     def begins():
-        random = np.random.default_rng(seed)
         if shuffle:
-            while True:
+            for number in itertools.count(first_batch):
+                random = np.random.default_rng((seed, number))
                 yield random.integers(0, len(ids) - length, batch_size), random
-        starts = np.arange(0, len(ids) - length, length)
+        starts, random = np.arange(0, len(ids) - length, length), np.random.default_rng(seed)
         for i in range(0, len(starts), batch_size):
             yield starts[i : i + batch_size], random
 

@@ -1,5 +1,7 @@
 """Batches of about equally long sounds and their transcripts."""
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,7 +9,7 @@ from keras_transformer.generation.batches import pad_rows
 from keras_transformer.pipelines.batching import _batch_boundaries
 
 
-def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, start_id=1, end_id=2):
+def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, start_id=1, end_id=2, first_epoch=0):
     """Groups sounds and the ids of their transcripts into padded batches of about equal cost.
 
     Sounds of similar length share a batch, which holds as many as fit `frames_per_batch`. The decoder reads `start_id`
@@ -22,6 +24,7 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
         seed: Integer. The same seed gives the same epochs.
         start_id: Integer. The id that begins a transcript.
         end_id: Integer. The id that ends one.
+        first_epoch: Integer. The number of the epoch that the first pass gives, for a training that is resumed.
 
     Returns:
         A `tf.data.Dataset` of `({"features", "target_ids"}, {"logits", "ctc_logits"})`: the inputs and the labels of
@@ -50,7 +53,7 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
             f"{lengths.argmax()}); received {frames_per_batch}."
         )
     boundaries = _batch_boundaries(np.sort(lengths), frames_per_batch)
-    random, width = np.random.default_rng(seed), frames[0].shape[1]
+    epochs, width = itertools.count(first_epoch), frames[0].shape[1]
 
     def pad(rows):
         ids = pad_rows(rows, 0)
@@ -58,7 +61,9 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
 
     def epoch():
         order, batch_order = np.arange(len(frames)), np.arange(len(boundaries))
+        number = next(epochs)
         if shuffle:
+            random = np.random.default_rng((seed, number))
             random.shuffle(order)
             random.shuffle(batch_order)
         order = order[np.argsort(lengths[order], kind="stable")]

@@ -1,14 +1,19 @@
 """A training that is killed at any step goes on, and ends as if it had not been."""
 
+import collections
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
+import zipfile
 
 import keras
 import numpy as np
+
+from keras_transformer.training import processes
 
 
 class Resume(keras.callbacks.BackupAndRestore):
@@ -28,9 +33,13 @@ class Resume(keras.callbacks.BackupAndRestore):
     process or the machine stops, a whole backup is there. A backup of another model, optimizer or data is refused.
 
     The data must be the same in every process: epoch *n* gives the same batches in the same order. That is so where
-    nothing is shuffled, and for `kt.pipelines.token_batches(..., first_epoch=resume.epoch)`. It is not so for
+    nothing is shuffled, and for the batches of `kt.pipelines` with `first_epoch=resume.epoch`. It is not so for
     arrays with `shuffle=True`, nor for `tf.data.Dataset.shuffle`, whose order depends on how often it was started. On
     TensorFlow, `tf.config.experimental.enable_op_determinism()` makes the weights the same bit for bit.
+
+    Where several processes train together, under `keras.distribution`, `tf.distribute` or `torch.distributed`, it has
+    to be a callback in each of them, with a directory that all of them see. The first one writes; all read the same
+    backup before any of them goes on. Of copies under `tf.distribute`, metrics go on to rounding.
 
     Let it be the last callback: an epoch is then done when all others have done their part of it.
 
@@ -46,10 +55,12 @@ class Resume(keras.callbacks.BackupAndRestore):
     Attributes:
         epoch: Integer, the number of whole epochs in the newest backup when this object was made.
         batch: Integer, the number of batches done of the epoch that follows.
+        history: Dict from names to lists, what `fit` returns as `history.history`, of the epochs before it as well.
 
     Raises:
-        ValueError: If an argument is out of range; in `fit`, if the backup is that of another training. It says what
-            differs, and nothing is changed.
+        ValueError: If an argument is out of range; in `fit`, if the backup is that of another training, with what
+            differs, or is not the same one for all processes. Nothing is changed then. Also if gradients are summed up
+            over steps under `tf.distribute`, where each copy has its own, and if the data ends before the backup's.
 
     Example:
 
@@ -82,7 +93,12 @@ class Resume(keras.callbacks.BackupAndRestore):
         self.replay = list(replay)
         newest = self._newest()
         self.epoch, self.batch = _position(newest) if newest else (0, 0)
-        self._history, self._others, self._to_skip = [], None, 0
+        self._history, self._values, self._to_skip = [], None, 0
+
+    @property
+    def history(self):
+        names = dict.fromkeys(name for logs in self._history for name in logs)
+        return {name: [logs[name] for logs in self._history if name in logs] for name in names}
 
     def _newest(self):
         found = [path for path in self.directory.glob("epoch-*-batch-*") if _position(path)]
@@ -91,16 +107,24 @@ class Resume(keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs=None):
         self._description = self._describe()
         newest = self._newest()
-        self._history, self._others, self._to_skip = [], None, 0
+        self._check_alike(newest)
+        self._history, self._values, self._to_skip = [], None, 0
         self._batches_seen_since_last_saving = 0
         if newest is not None:
-            self._load(newest)
+            self._restore(newest)
 
     def _describe(self):
         """What has to be the same in the process that goes on, by part and name."""
         model = self.model
         if not model.built:
             raise ValueError(f"`model` must be built before `fit` for its training to be resumed; {model.name} is not.")
+        copies = processes.mirrored_copies(model)
+        accumulated = getattr(model.optimizer, "inner_optimizer", model.optimizer).gradient_accumulation_steps
+        if copies > 1 and accumulated:
+            raise ValueError(
+                "`gradient_accumulation_steps` of the optimizer must be None under `tf.distribute`, where each copy "
+                f"has a sum of its own, which no backup holds; received {accumulated} with {copies} copies."
+            )
         optimizer = keras.saving.serialize_keras_object(model.optimizer)
         return {
             "weights": {
@@ -108,15 +132,56 @@ class Resume(keras.callbacks.BackupAndRestore):
                 for i, weight in enumerate(model.weights)
             },
             "optimizer": {"class": optimizer["class_name"], **_without_names(optimizer["config"])},
+            "steps": {"steps_per_execution": model.steps_per_execution},
             "data": {"batches in an epoch": self.params.get("steps"), **self.data},
         }
 
-    def _load(self, path):
+    def _check_alike(self, newest):
+        """Each process has made its data by what it found when this object was made, and is to read the same now."""
+        now = _position(newest) if newest else (0, 0)
+        found = processes.gather(self.model, np.array([self.epoch, self.batch, *now], "int32")).tolist()
+        for rank, position in enumerate(found):
+            if position != found[0]:
+                raise ValueError(
+                    "`directory` must be one that all processes see, and hold the same backup for all of them. Process "
+                    f"0 found one after {found[0][2]} epochs and {found[0][3]} batches, process {rank} one after "
+                    f"{position[2]} and {position[3]}; when their `Resume` was made, after {found[0][:2]} and "
+                    f"{position[:2]}."
+                )
+
+    def _restore(self, path):
+        """Nothing is changed before every process has read the backup, and none can be deleted until then."""
+        error = None
+        try:
+            state = self._read(path)
+        except (ValueError, OSError) as caught:
+            error = caught
+        refused = processes.gather(self.model, np.array(error is not None, "int32"))
+        if error:
+            raise error
+        if refused.any():
+            raise ValueError(
+                f"`directory` must be readable for all processes; number {refused.argmax()} refused {path}."
+            )
+        for kind in ("weight", "optimizer", "random"):
+            self._assign(kind)
+        later = ("metric", "generator")
+        self._values = {name: value for name, value in self._values.items() if name.startswith(later)}
+        self._restore_generators()
+        self._history = state["history"]
+        epoch, self._to_skip = _position(path)
+        for callback in self.replay:
+            for number, logs in enumerate(self._history):
+                callback.on_epoch_end(number, dict(logs))
+        # `fit` looks at `stop_training` at an epoch's end only.
+        self.model._initial_epoch = self.params["epochs"] if self.model.stop_training else epoch
+
+    def _read(self, path):
         state = json.loads((path / "state.json").read_text())
         differences = [
             f"{part}: {name} is {_short(before.get(name))} in the backup and {_short(now.get(name))} here"
             for part, now in self._description.items()
-            for before in [state["description"][part]]
+            for before in [state["description"].get(part, {})]
             for name in [*before, *(name for name in now if name not in before)]
             if before.get(name) != now.get(name)
         ]
@@ -126,42 +191,46 @@ class Resume(keras.callbacks.BackupAndRestore):
             raise ValueError(
                 f"`directory` must be empty or hold a backup of this training; {path} is one of another:\n  {listed}"
             )
+        with np.load(path / "values.npz") as values:
+            self._values = dict(values)
+        self.model.optimizer.build(self.model.trainable_variables)
+        for kind in ("weight", "optimizer", "random"):
+            self._check_shapes(kind)
+        return state
+
+    def _variables(self):
+        """What the next step depends on, by kind, each in one order."""
         model = self.model
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(path / "model.weights.h5")
-        with np.load(path / "others.npz") as others:
-            self._others = dict(others)
-        self._restore("random", self._random_states())
-        self._restore_torch()
-        self._history = state["history"]
-        epoch, self._to_skip = _position(path)
-        for callback in self.replay:
-            for number, logs in enumerate(self._history):
-                callback.on_epoch_end(number, dict(logs))
-        # `fit` looks at `stop_training` at an epoch's end only.
-        model._initial_epoch = self.params["epochs"] if model.stop_training else epoch
+        kept = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
+        return {
+            "weight": model.weights,
+            "optimizer": model.optimizer.variables,
+            "random": [variable for variable in model.variables if id(variable) not in kept],
+            "metric": model.metrics_variables,
+        }
 
-    def _random_states(self):
-        """What `save_weights` leaves out: the states of the random generators."""
-        kept = {id(variable) for variable in (*self.model.weights, *self.model.metrics_variables)}
-        return [variable for variable in self.model.variables if id(variable) not in kept]
+    def _of_kind(self, kind):
+        return [value for name, value in self._values.items() if name.startswith(f"{kind}_")]
 
-    def _restore(self, kind, variables):
-        values = [value for name, value in self._others.items() if name.startswith(kind)]
+    def _check_shapes(self, kind):
+        variables, values = self._variables()[kind], self._of_kind(kind)
         if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
             raise ValueError(
                 f"`model` must have the variables ({kind}) of the backup, of the shapes "
                 f"{[value.shape for value in values]}; it has {[variable.path for variable in variables]}."
             )
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
 
-    def _restore_torch(self):
-        """There, dropout without a seed draws from the global generator, and so does each start of a data loader."""
-        if keras.backend.backend() == "torch":
-            import torch
+    def _assign(self, kind):
+        for variable, value in zip(self._variables()[kind], self._of_kind(kind), strict=True):
+            # What numpy has no dtype for, such as bfloat16, it reads as bytes.
+            variable.assign(value.view(variable.dtype) if value.dtype.kind == "V" else value)
 
-            torch.set_rng_state(torch.from_numpy(self._others["torch"]))
+    def _restore_generators(self):
+        rank = processes.rank(self.model)
+        states = {
+            name.removeprefix("generator_"): x for name, x in self._values.items() if name.startswith("generator_")
+        }
+        processes.set_generator_states({name: x[rank % len(x)] for name, x in states.items()})
 
     def on_epoch_begin(self, epoch, logs=None):
         self._current_epoch, self._last_batch_seen = epoch, -1
@@ -173,23 +242,26 @@ class Resume(keras.callbacks.BackupAndRestore):
         model, train_function, logs = self.model, self.model.train_function, {}
 
         def restore_metrics():
-            self._restore("metric", model.metrics_variables)
+            self._check_shapes("metric")
+            self._assign("metric")
             logs.update(model.get_metrics_result())
 
         def pass_over(*arguments):
             *state, batches = arguments  # JAX hands its variables over, and takes them back.
-            if hasattr(batches, "__next__"):  # TensorFlow's steps draw their own batches.
-                batches = [next(batches, None) for _ in range(model.steps_per_execution)]
-            if not logs:  # There, the first step makes the metrics.
-                model._symbolic_build(data_batch=batches[0])
+            if hasattr(batches, "__next__"):  # TensorFlow's steps draw their own batches, and JAX's.
+                batches = list(itertools.islice(batches, model.steps_per_execution))
+            if not batches:
+                raise StopIteration
+            if not logs:  # On TensorFlow, the first step makes the metrics.
+                model._symbolic_build(data_batch=processes.first_copy(model, batches[0]))
                 restore_metrics()
             self._to_skip -= min(self._to_skip, model.steps_per_execution)
             if not self._to_skip:
                 model.train_function = train_function
-                self._restore_torch()
+                self._restore_generators()
             return (logs, *state) if state else logs
 
-        if sum(name.startswith("metric") for name in self._others) == len(model.metrics_variables):
+        if len(self._of_kind("metric")) == len(model.metrics_variables):
             restore_metrics()
         model.train_function = pass_over
         self._last_batch_seen = self._to_skip - 1
@@ -199,32 +271,51 @@ class Resume(keras.callbacks.BackupAndRestore):
             super().on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._to_skip:
+            raise ValueError(
+                f"The data must be that of the backup, which was written after {self._last_batch_seen + 1} batches of "
+                f"epoch {epoch}; here the epoch ended {self._to_skip} batches before."
+            )
         self._history.append({name: float(value) for name, value in (logs or {}).items()})
         self._current_epoch, self._last_batch_seen = epoch + 1, -1
         self._save_model()
 
     def on_train_end(self, logs=None):
         self.model._initial_epoch = None
-        if self.delete_checkpoint and self.directory.exists():
+        if processes.rank(self.model) == 0 and self.delete_checkpoint and self.directory.exists():
             ended = self.directory.with_name(f"{self.directory.name}.ended")  # What is half deleted is no backup.
             shutil.rmtree(ended, ignore_errors=True)
             self.directory.rename(ended)
             shutil.rmtree(ended)
+        # No other process looks at the directory before it is as it stays.
+        processes.gather(self.model, np.array(0, "int32"))
 
     def _save_model(self):
+        values = (
+            (f"{kind}_{i}", processes.to_numpy(variable))
+            for kind, variables in self._variables().items()
+            for i, variable in enumerate(variables)
+        )
+        generators = (
+            (f"generator_{name}", processes.gather(self.model, state))
+            for name, state in processes.generator_states().items()
+        )
+        values = itertools.chain(values, generators)
+        if processes.rank(self.model) == 0:
+            self._write(values)
+        else:
+            collections.deque(values, maxlen=0)  # All processes have a part in it.
+
+    def _write(self, values):
         self.directory.mkdir(parents=True, exist_ok=True)
         partial = self.directory / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        self.model.save_weights(partial / "model.weights.h5")
-        others = {"random": self._random_states(), "metric": self.model.metrics_variables}
-        others = {f"{kind}_{i}": value for kind, values in others.items() for i, value in enumerate(values)}
-        others = {name: keras.ops.convert_to_numpy(value) for name, value in others.items()}
-        if keras.backend.backend() == "torch":
-            import torch
-
-            others["torch"] = torch.get_rng_state().numpy()
-        np.savez(partial / "others.npz", **others)
+        # As `np.savez` does it, which would hold all values at once.
+        with zipfile.ZipFile(partial / "values.npz", "w") as archive:
+            for name, value in values:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(value))
         state = {"description": self._description, "history": self._history}
         (partial / "state.json").write_text(json.dumps(state))
         for path in (*partial.iterdir(), partial):
@@ -268,6 +359,8 @@ def _described(value):
         return value
     if isinstance(value, (list, tuple)):
         return f"{len(value)} items with the digest {_digest(repr(list(value)).encode())}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     value = np.asarray(value)
     return f"{value.dtype} {value.shape} with the digest {_digest(np.ascontiguousarray(value).tobytes())}"
 

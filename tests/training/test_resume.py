@@ -39,11 +39,12 @@ class Batches(keras.utils.PyDataset):
         return self.x[order], self.x[order].sum(axis=1, keepdims=True)
 
 
-def build(units=4, rate=1e-2):
+def build(units=4, rate=1e-2, accumulated=None, steps=1):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(units, name="hidden"), keras.layers.Dropout(0.5), keras.layers.Dense(1, name="out")]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(keras.optimizers.Adam(rate), "mse", metrics=["mae"])
+    optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=accumulated)
+    model.compile(optimizer, "mse", metrics=["mae"], steps_per_execution=steps)
     return model
 
 
@@ -93,9 +94,9 @@ def test_stopped_between_steps(tmp_path, whole, steps):
     assert not list(tmp_path.glob("*"))
 
 
-@pytest.mark.parametrize("point", ["weights", "others", "state", "rename", "renamed", "deleting"])
+@pytest.mark.parametrize("point", ["values", "state", "rename", "renamed", "deleting"])
 def test_stopped_while_a_backup_is_written(tmp_path, whole, monkeypatch, point):
-    calls, count = iter(range(100)), 2
+    calls, count = iter(range(100)), 30 if point == "values" else 2  # Of some twenty values, the second backup's.
 
     def killed(function, after=False):
         def call(target, *arguments, **options):
@@ -103,6 +104,8 @@ def test_stopped_while_a_backup_is_written(tmp_path, whole, monkeypatch, point):
                 return function(target, *arguments, **options)
             if after:
                 function(target, *arguments, **options)
+            elif point == "values":
+                target.write(b"half")
             elif pathlib.Path(target).suffix:
                 pathlib.Path(target).write_bytes(b"half")
             raise Killed
@@ -110,18 +113,14 @@ def test_stopped_while_a_backup_is_written(tmp_path, whole, monkeypatch, point):
         return call
 
     owner, name = {
-        "weights": (keras.Model, "save_weights"),
-        "others": (np, "savez"),
+        "values": (np.lib.format, "write_array"),
         "state": (pathlib.Path, "write_text"),
         "rename": (pathlib.Path, "rename"),
         "renamed": (pathlib.Path, "rename"),
         "deleting": (None, None),
     }[point]
     with monkeypatch.context() as patch:
-        if point == "weights":
-            save = keras.Model.save_weights
-            patch.setattr(owner, name, lambda self, path, **o: killed(lambda p: save(self, p, **o))(path))
-        elif point == "deleting":
+        if point == "deleting":
             import shutil
 
             def remove_half(path, **options):
@@ -139,6 +138,50 @@ def test_stopped_while_a_backup_is_written(tmp_path, whole, monkeypatch, point):
     assert list(tmp_path.glob("*"))
     model, _ = fit(tmp_path)
     check_equal(model, whole)
+
+
+def test_stopped_between_gradients_that_are_summed_up(tmp_path):
+    def train(folder, *others):
+        return fit(folder, *others, save_freq=1, model=build(accumulated=4))[0]
+
+    expected = train(tmp_path / "whole")
+    for step in (3, 7):  # Backups after 3 and 9 batches, of which the next step needs one gradient or more.
+        with pytest.raises(Killed):
+            train(tmp_path / "parts", stop_at(step))
+    check_equal(train(tmp_path / "parts"), [state(expected)])
+
+
+def test_stopped_between_executions_of_several_steps(tmp_path):
+    def train(folder, *others, steps=4):
+        return fit(folder, *others, save_freq=4, model=build(steps=steps))[0]
+
+    if BACKEND == "torch":
+        with pytest.raises(ValueError, match="`steps_per_execution` must be 1 with the PyTorch backend"):
+            train(tmp_path / "whole")
+        return
+    expected = train(tmp_path / "whole")  # Of the six batches, the second execution has two.
+    for step in (1, 2):
+        with pytest.raises(Killed):
+            train(tmp_path / "parts", stop_at(step))
+    with pytest.raises(ValueError, match="steps: steps_per_execution is 4 in the backup and 3 here"):
+        train(tmp_path / "parts", steps=3)
+    check_equal(train(tmp_path / "parts"), [state(expected)])
+
+
+def test_an_epoch_that_has_become_shorter_is_refused(tmp_path):
+    def train(batches, *others):
+        def rows():
+            yield from ((np.ones((2, 3), "float32"), np.ones((2, 1), "float32")) for _ in range(batches))
+
+        resume, options = Resume(tmp_path, save_freq=1), {"epochs": 1, "verbose": 0, "shuffle": False}
+        build().fit(rows(), callbacks=[*others, resume], **options)  # Nobody knows how many there are.
+
+    with pytest.raises(Killed):
+        train(5, stop_at(4))
+    with pytest.raises(ValueError, match="after 4 batches of epoch 0; here the epoch ended 2 batches before"):
+        train(2)
+    train(5)
+    assert not tmp_path.exists()
 
 
 SCRIPT = """
