@@ -13,6 +13,7 @@ FASTER_TO_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": "true",
     "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": 1,  # Threads that would wait for one core.
 }
 os.environ["XLA_FLAGS"] = " ".join(
     [*(f"--{name}={value}" for name, value in FASTER_TO_COMPILE.items()), os.environ.get("XLA_FLAGS", "")]
@@ -23,12 +24,42 @@ import gc  # noqa: E402
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
+from keras_transformer.generation import generator  # noqa: E402
+
 # TensorFlow rewrites each graph before its first run, for an eighth of the tests' time. Processes that tests start, and
 # SavedModels that these read, are rewritten as they are for users.
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+COMPILATION = {name: getattr(generator, name) for name in ("can_jit", "compile_function")}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def generation_step_by_step():
+    """Runs TensorFlow's generation as it stands, where nothing asks for its compilation, which takes most of the time.
+
+    Who asks is a test that is marked `compiled`, for what users get by default, and `jit_compile=True`. What XLA has
+    compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends.
+    """
+
+    def compile_if_told(function, variables, signature, jit):
+        return COMPILATION["compile_function"](function, variables, signature, jit) if jit else function
+
+    with pytest.MonkeyPatch.context() as patch:
+        if keras.backend.backend() == "tensorflow":
+            patch.setattr(generator, "can_jit", lambda: False)
+            patch.setattr(generator, "compile_function", compile_if_told)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def generation_as_by_default(request, monkeypatch):
+    if request.node.get_closest_marker("compiled"):
+        for name, value in COMPILATION.items():
+            monkeypatch.setattr(generator, name, value)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ import keras_transformer as kt
 
 @pytest.fixture(scope="module")
 def runs():
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
     command = [sys.executable, str(Path(__file__).with_name("parallel_run.py"))]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import keras_transformer
-from keras_transformer.generation import generator
 from keras_transformer.pretrained.family import FAMILIES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,8 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"^(?P<marker><!-- not run: (?P<reason>.*?) -->\n+)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
-# The pages whose subject is generating, which is run as it is by default.
-COMPILED = ("README.md", "docs/quick_start.md", "docs/generation.md", "docs/saving.md")
+# What is run as it is by default: beam search, greedy search, and what a pipeline exports.
+COMPILED = ("README.md", "docs/saving.md")
 COMMANDS = [
     'pip install -e ".[examples]" && python examples/translation.py',
     'pip install -e ".[test]" && pytest',
@@ -68,12 +67,15 @@ def run(code, path, namespace):
             exec(compile(ast.Module([statement], []), str(path), "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if has_code(path)], ids=page_id)
+def with_code():
+    for path in PAGES:
+        if has_code(path):
+            yield pytest.param(path, marks=[pytest.mark.compiled] * (page_id(path) in COMPILED), id=page_id(path))
+
+
+@pytest.mark.parametrize("path", with_code())
 def test_code_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if page_id(path) not in COMPILED:
-        # Compiled loops have tests of their own; here their compilation would take most of the time.
-        monkeypatch.setattr(generator, "can_jit", lambda: False)
     namespace = {"__name__": "__main__"}
     for line, code, reason in blocks(path, "python"):
         if reason is None:

@@ -68,9 +68,11 @@ def imports(path, inside_functions):
             pending.extend(ast.iter_child_nodes(node))
 
 
-def modules_after(statement, **environment):
-    """The modules that a fresh interpreter holds after running `statement`."""
-    code = f"import sys\n{statement}\nimport json; print(json.dumps(sorted(sys.modules)))"
+def modules_after(*statements, **environment):
+    """The modules that a fresh interpreter holds after each of the statements that it runs."""
+    code = "import sys, json\nfound = []\n"
+    code += "".join(f"{statement}\nfound.append(sorted(sys.modules))\n" for statement in statements)
+    code += "print(json.dumps(found))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -79,11 +81,17 @@ def modules_after(statement, **environment):
         text=True,
         check=True,
     )
-    return set(json.loads(result.stdout.splitlines()[-1]))
+    return [set(names) for names in json.loads(result.stdout.splitlines()[-1])]
 
 
-def test_import_adds_only_the_package_to_keras_and_numpy():
-    added = modules_after("import keras, numpy, keras_transformer") - modules_after("import keras, numpy")
+@pytest.fixture(scope="module")
+def loaded():
+    """What there is after importing Keras and numpy, then the package, and then asking it for its pipelines."""
+    return modules_after("import keras, numpy", "import keras_transformer", "keras_transformer.pipelines")
+
+
+def test_import_adds_only_the_package_to_keras_and_numpy(loaded):
+    added = loaded[1] - loaded[0]
     foreign = {name for name in added if name.partition(".")[0] not in {*sys.stdlib_module_names, "keras_transformer"}}
     assert "keras_transformer.layers" in added
     assert not foreign
@@ -101,14 +109,14 @@ class WithoutOthers(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutOthers
 import keras_transformer
 """
-    loaded = modules_after(without_others, KERAS_BACKEND=backend)
+    (loaded,) = modules_after(without_others, KERAS_BACKEND=backend)
     assert "keras_transformer.generation" in loaded
     assert not others & loaded
 
 
-def test_pipelines_are_reached_through_the_package_but_loaded_late():
-    assert "keras_transformer.pipelines" not in modules_after("import keras_transformer")
-    assert "keras_transformer.pipelines" in modules_after("import keras_transformer; keras_transformer.pipelines")
+def test_pipelines_are_reached_through_the_package_but_loaded_late(loaded):
+    assert "keras_transformer.pipelines" not in loaded[1]
+    assert "keras_transformer.pipelines" in loaded[2]
     assert "pipelines" in dir(keras_transformer)
 
 

@@ -1,33 +1,24 @@
 """The script that fine-tunes checkpoints, as a user runs it: what it leaves behind, and bad input."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from reference_checkpoints import make
+from reference_tokenizers import SENTENCES, write_byte_pairs, write_json, write_llama, write_word_pieces
+from script_run import load_script, run_script
 
 import keras_transformer as kt
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from reference_checkpoints import make  # noqa: E402
-from reference_tokenizers import SENTENCES, write_byte_pairs, write_json, write_llama, write_word_pieces  # noqa: E402
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "fine_tuning.py"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 FILES = "checkpoint logs loss.png metrics.json model.keras saved_model"
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("fine_tuning", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("fine_tuning")
 
 
 @pytest.fixture
@@ -100,16 +91,13 @@ def test_encoder_and_decoder_learn_to_answer(script, tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.array(ours), np.array(theirs))
 
 
-def test_default_run(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--base-steps", "2", "--epochs", "1", "--method", "lora"]
-    command += ["--rank", "4", "--max-new-tokens", "8", "--pairs", "200"]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+def test_default_run(script, tmp_path):
+    options = ["--base-steps", 2, "--epochs", 1, "--method", "lora", "--rank", 4, "--max-new-tokens", 8, "--pairs", 200]
+    printed = run_script(script, tmp_path, *options)
     output = tmp_path / "fine_tuning_output"
     assert sorted(path.name for path in output.iterdir()) == sorted(["adapters.npz", "base", *FILES.split()])
-    assert "180 texts to train on, 20 held out" in result.stdout
-    assert "saved_model answers:" in result.stdout and result.stdout.count("  right   ") == 5
+    assert "180 texts to train on, 20 held out" in printed
+    assert "saved_model answers:" in printed and printed.count("  right   ") == 5
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
     embedding = 128 * json.loads((output / "base" / "config.json").read_text())["vocab_size"]

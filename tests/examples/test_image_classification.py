@@ -1,28 +1,20 @@
 """The script that classifies images, as a user runs it: what it leaves behind, and bad input."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from script_run import load_script, run_script
 
 import keras_transformer as kt
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "image_classification.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("image_classification", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("image_classification")
 
 
 def write_photos(folder, count=20, size=(12, 9)):
@@ -39,16 +31,12 @@ def write_photos(folder, count=20, size=(12, 9)):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(script, tmp_path_factory):
     """The folder and the printed text of one whole run."""
     folder = tmp_path_factory.mktemp("image_classification")
     write_photos(folder / "photos")
-    command = [sys.executable, str(SCRIPT), "--data", "photos", "--size", "8", "10", "--recipe", "digits"]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    command += ["--held-out", "0.25", "--epochs", "15"]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    options = ["--data", "photos", "--size", 8, 10, "--recipe", "digits", "--held-out", 0.25, "--epochs", 15]
+    return folder, run_script(script, folder, *options)
 
 
 def test_what_a_run_leaves(finished):

@@ -1,39 +1,32 @@
 """The language-model script as a user runs it: what it leaves behind, what it serves, and bad input."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from script_run import load_script, run_script
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "language_model.py"
+import keras_transformer as kt
+
 SMALL = ["--data", "text.py", "--steps", "4", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("language_model", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("language_model")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder and the printed text of one whole run, on this package's own source."""
+def finished(script, tmp_path_factory):
+    """The output and the printed text of a run of a smaller model than the recipe's, on this package's own source."""
     folder = tmp_path_factory.mktemp("language_model")
-    source = SCRIPT.parents[1] / "keras_transformer" / "layers"
+    source = Path(kt.__file__).parent / "layers"
     (folder / "text.py").write_text("".join(path.read_text() for path in sorted(source.glob("[a-b]*.py"))))
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    command = [sys.executable, SCRIPT, *SMALL, "--fill-in-the-middle", "--prompt", "import ", "--output", "out"]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return folder / "out", result.stdout
+    options = [*SMALL, "--fill-in-the-middle", "--prompt", "import ", "--output", "out"]
+    return folder / "out", run_script(script, folder, *options, recipe="code", dim=32, depth=1)
 
 
 def test_what_a_run_leaves(finished):

@@ -32,7 +32,7 @@ def pipeline():
     model = kt.models.transformer(size, size, dim=32, depth=2, num_heads=2, hidden_dim=32, norm_position="pre")
     for variable in model.trainable_variables:
         variable.assign(3 * keras.ops.convert_to_tensor(variable))
-    generator = kt.generation.Generator(model, start_id=1, end_id=2)
+    generator = kt.generation.Generator(model, start_id=1, end_id=2, jit_compile=True)
     return kt.pipelines.Pipeline(generator, tokenizer, tokenizer, max_new_tokens=8)
 
 

@@ -1,29 +1,22 @@
 """The script that recognizes speech, as a user runs it: what it leaves behind, and bad input."""
 
-import contextlib
-import importlib.util
-import io
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import soundfile
+from script_run import load_script, run_script
 
 import keras_transformer as kt
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "speech_recognition.py"
 PITCHES = {"low": 300, "middle": 900, "high": 2500}
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("speech_recognition", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("speech_recognition")
 
 
 def write_tones(folder, count):
@@ -46,16 +39,11 @@ def write_tones(folder, count):
 @pytest.fixture(scope="module")
 def finished(script, tmp_path_factory):
     """The folder and the printed text of one whole run, with a smaller model and fewer speeds than the recipe has."""
-    folder, printed = tmp_path_factory.mktemp("speech_recognition"), io.StringIO()
+    folder = tmp_path_factory.mktemp("speech_recognition")
     write_tones(folder / "tones", 100)
     small = {"dim": 64, "depth": (2, 1), "hidden_dim": 128, "speeds": (1.0,), "frames": 800, "epochs": 25}
     options = ["--data", "tones", "--recipe", "fsdd", "--held-out", "recordings"]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.chdir(folder)
-        patch.setitem(script.RECIPES, "fsdd", script.RECIPES["fsdd"]._replace(**small))
-        patch.setattr(sys, "argv", ["speech_recognition.py", *options])
-        script.main()
-    return folder, printed.getvalue()
+    return folder, run_script(script, folder, *options, recipe="fsdd", **small)
 
 
 def test_what_a_run_leaves(finished):

@@ -1,41 +1,29 @@
 """The script that classifies texts, as a user runs it: what it leaves behind, and bad input."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from script_run import load_script, run_script
 
 import keras_transformer as kt
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "text_classification.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("text_classification", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("text_classification")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(script, tmp_path_factory):
     """The folder and the printed text of one whole run, which tells English from German numbers."""
     folder = tmp_path_factory.mktemp("text_classification")
     pairs = kt.pipelines.number_pairs(300, "de")
     rows = "".join(f"{language}\t{name}\n" for pair in pairs for language, name in zip(("en", "de"), pair, strict=True))
     (folder / "numbers.tsv").write_text("label\ttext\n" + rows)
-    command = [sys.executable, str(SCRIPT), "--data", "numbers.tsv", "--recipe", "best", "--epochs", "12"]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    return folder, run_script(script, folder, "--data", "numbers.tsv", "--recipe", "best", "--epochs", 12)
 
 
 def test_what_a_run_leaves(finished):

@@ -1,6 +1,5 @@
 """The translation script as a user runs it: what it leaves behind, bad input, and going on after an interruption."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from script_run import load_script
 
 import keras_transformer as kt
 
@@ -19,10 +19,7 @@ SMALL = ["--data", "pairs.tsv", "--config", "numbers"]
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("translation", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("translation")
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +59,13 @@ def finished(tmp_path_factory, pairs):
     return folder, result.stdout
 
 
-def test_help():
-    result = run(Path.cwd(), "--help")
-    assert result.returncode == 0
+def test_help(script, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process(script, monkeypatch, "--help")
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
     for option in ("--data", "--validation", "--target-language", "--config", "--tokenizer", "--epochs", "--output"):
-        assert option in result.stdout
+        assert option in printed
 
 
 def test_what_a_run_leaves(finished):

@@ -1,23 +1,17 @@
 """The comparison of an LSTM, a GRU and a Transformer: that its task is what it says, and what a run leaves behind."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "why_attention.py"
+from script_run import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("why_attention", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("why_attention")
 
 
 def run(script, monkeypatch, *arguments):
