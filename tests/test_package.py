@@ -28,7 +28,7 @@ ARROWS = {
     "pretrained": {"generation", "models", "layers", "ops", "scopes"},
     "training": {"models", "layers", "ops", "scopes"},
     "export": set(),
-    "distribution": {"models", "layers", "ops", "scopes"},
+    "distribution": {"training", "models", "layers", "ops", "scopes"},
     "pipelines": {"generation", "pretrained", "training", "models", "layers", "ops", "scopes"},
 }
 # The one call that reaches up: `Generator.from_pretrained`, which imports what it needs when it is called.

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_transformer import __version__
+import keras_transformer
 
 MODEL_FILE, PIPELINE_FILE = "model.keras", "pipeline.json"
 PIPELINE_FILES = {MODEL_FILE, PIPELINE_FILE, "tokenizer", "source", "target"}
@@ -81,7 +81,7 @@ def blaming_other_versions(directory, config):
 
 
 def _versions():
-    return {"keras_transformer": __version__, "keras": keras.__version__}
+    return {"keras_transformer": keras_transformer.__version__, "keras": keras.__version__}
 
 
 def _written_by(config):

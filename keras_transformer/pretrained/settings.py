@@ -20,7 +20,6 @@ REFUSED = {
         "num_beam_groups": (None, 1),
         "num_return_sequences": (None, 1),
         "penalty_alpha": (None, 0.0),
-        "prompt_lookup_num_tokens": (None,),
         "top_h": (None,),
     },
     "constraints": {
@@ -124,5 +123,7 @@ def _sampler(settings, directory):
             typical_p=settings.get("typical_p"),
         )
     if width == 1:
-        return Greedy()
+        # It changes the speed alone: sampling and beam search do without.
+        ahead = value("prompt_lookup_num_tokens", 0)
+        return Greedy(ahead, value("max_matching_ngram_size", 2)) if ahead else Greedy()
     return BeamSearch(width, value("length_penalty", 1.0), value("early_stopping", False))

@@ -11,7 +11,7 @@ from keras_transformer.pretrained.settings import generator_options
 NO_TOKENS = {
     "_from_model_config", "assistant_confidence_threshold", "assistant_lookbehind", "cache_config",
     "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile", "is_assistant",
-    "low_memory", "max_cache_len", "max_length", "max_matching_ngram_size", "max_new_tokens", "num_assistant_tokens",
+    "low_memory", "max_cache_len", "max_length", "max_new_tokens", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits", "output_scores",
     "prefill_chunk_size", "return_dict_in_generate", "speculation_type", "target_lookbehind", "transformers_version",
     "use_cache", "use_mtp",
@@ -31,6 +31,8 @@ FOLLOWED = {
     "num_beams": (4, BeamSearch(4)),
     "length_penalty": (0.0, BeamSearch(4, 0.0)),
     "early_stopping": ("never", BeamSearch(4, early_stopping="never")),
+    "prompt_lookup_num_tokens": (3, Greedy(3, ngram_size=2)),
+    "max_matching_ngram_size": (4, Greedy(3, ngram_size=4)),
     "suppress_tokens": ([3], Constraints(suppressed=[3])),
     "begin_suppress_tokens": ([3], Constraints(suppressed_first=[3])),
     "forced_bos_token_id": (3, Constraints(forced_first=3)),
@@ -46,6 +48,7 @@ FOLLOWED = {
 NEEDED = {
     **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p"), {"do_sample": True}),
     **dict.fromkeys(("length_penalty", "early_stopping"), {"num_beams": 4}),
+    "max_matching_ngram_size": {"prompt_lookup_num_tokens": 3},
 }
 # setting -> (a value that changes something, the argument of `Generator` that takes its place)
 REFUSED = {
@@ -64,7 +67,6 @@ REFUSED = {
     "num_beam_groups": (2, "sampler"),
     "num_return_sequences": (2, "sampler"),
     "penalty_alpha": (0.6, "sampler"),
-    "prompt_lookup_num_tokens": (3, "sampler"),
     "remove_invalid_values": (True, "constraints"),
     "sequence_bias": ([[[3], -1.0]], "constraints"),
     "stop_strings": (["."], None),
