@@ -50,7 +50,7 @@ def parse_arguments():
     add("--pairs", type=int, default=3000, help="of German names of numbers (default: 3000)")
     add("--base-steps", type=int, default=250, help="that the small GPT-2 is trained for (default: 250)")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("fine_tuning_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("fine_tuning_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     counts = ("rank", "batch_size", "epochs", "max_new_tokens", "base_steps", "pairs")
     if min(getattr(arguments, name) for name in counts) < 1:

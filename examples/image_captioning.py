@@ -42,7 +42,7 @@ def parse_arguments():
     add("--held-out", type=float, default=0.1, metavar="SHARE", help="of images, to validate on (default: 0.1)")
     add("--epochs", type=int, help="default: by --recipe")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("image_captioning_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("image_captioning_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     is_default = arguments.data == ["digits"]
     recipe = RECIPES[arguments.recipe or ("digits" if is_default else "photos")]

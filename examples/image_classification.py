@@ -51,7 +51,7 @@ def parse_arguments():
     add("--held-out", type=float, default=0.1, metavar="SHARE", help="of each class, to validate on (default: 0.1)")
     add("--epochs", type=int, help="default: by --recipe")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("image_classification_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("image_classification_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     arguments.recipe = arguments.recipe or ("digits" if arguments.data == "digits" else "keras-io-cct")
     recipe = RECIPES[arguments.recipe]

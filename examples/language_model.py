@@ -46,7 +46,7 @@ def parse_arguments():
     add("--position", choices=["rotary", "learned", "sinusoidal"], help="default: as the recipe says")
     add("--prompt", action="append", help="a beginning to go on with; may be given several times")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("language_model_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("language_model_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     if arguments.epochs < 1 or arguments.steps is not None and arguments.steps < arguments.epochs:
         parser.error("--epochs must be at least 1, and --steps at least as many")

@@ -53,7 +53,7 @@ def parse_arguments():
     add("--vocabulary-size", type=int, help="default: by --recipe")
     add("--epochs", type=int, help="default: by --recipe")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("speech_recognition_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("speech_recognition_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data must be given: a folder or .tar of recordings. --help tells where to find some")

@@ -44,7 +44,7 @@ def parse_arguments():
     add("--vocabulary-size", type=int, help="default: by --recipe")
     add("--epochs", type=int, help="default: by --recipe")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("text_classification_output"), help="directory, new or empty")
+    add("--output", type=Path, default=Path("text_classification_output"), help="new, empty, or of a run to resume")
     arguments = parser.parse_args()
     arguments.recipe = arguments.recipe or ("emoji" if arguments.data == "emoji" else "best")
     changes = {"vocabulary": arguments.vocabulary_size, "epochs": arguments.epochs}
