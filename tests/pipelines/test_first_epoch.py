@@ -49,12 +49,15 @@ def test_an_epoch_is_the_same_in_every_process(name):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_of_images_are_drawn_anew_for_each(change):
-    images = np.broadcast_to(IMAGES[:1], IMAGES.shape)
+    is_mix = change in ("mix_up", "cut_mix")
+    images = np.concatenate([IMAGES[:6], IMAGES[:6]]) if is_mix else np.broadcast_to(IMAGES[:1], IMAGES.shape)
     options = {change: CHANGES[change], "shuffle": False, "batch_size": 6}
     first, second = epoch(image_batches(images, np.arange(12) % 3, 3, PREPARE, **options))
+    if is_mix:  # A batch draws once, and what is mixed with its like stays as it is.
+        assert not np.array_equal(first[0], second[0])
+        return
     seen = {x.tobytes() for batch in (first, second) for x in batch[0]}
-    assert len(seen) > (3 if change in ("mix_up", "cut_mix") else 1), "of a mirrored image there are two"
-    assert change not in ("crop", "rand_augment") or len(seen) > 6
+    assert len(seen) > (1 if change == "flip" else 6), "of a mirrored image there are two"
 
 
 def test_windows_go_on_at_a_batch():
