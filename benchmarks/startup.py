@@ -4,10 +4,12 @@
 
 Each run is a process of its own, and those of the sides take turns: this library and KerasHub. Importing a library is
 timed after `import keras` in the same process, which says what comes on top of that. The model is the causal language
-model of `train.py` at its toy size, compiled as `Model.compile` does by default.
+model of `train.py` at its toy size, compiled as `Model.compile` does by default. A garbage collection of all that was
+imported takes a fifth of a second, and falls into one part or another by chance: `--no-collections` goes without.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -24,16 +26,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="of each side (default: 7)")
     parser.add_argument("--small", action="store_true", help="2 runs of each side")
+    parser.add_argument("--no-collections", action="store_true", help="keep Python from collecting garbage")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
+        if arguments.no_collections:
+            gc.disable()
         print(json.dumps(first_times(arguments.side)))
         return
     runs = {side: [] for side in SIDES}
     for turn in range(1 + (2 if arguments.small else arguments.runs)):
         for side in SIDES:
-            found = run(side)
+            found = run(side, ["--no-collections"] * arguments.no_collections)
             if turn:  # The first one reads the files from the disk.
                 runs[side].append(found)
     table = {side: {part: quartiles([run[part] for run in found]) for part in found[0]} for side, found in runs.items()}
@@ -42,9 +47,9 @@ def main():
         arguments.output.write_text(json.dumps({"seconds": table, "runs": runs}, indent=2) + "\n")
 
 
-def run(side):
+def run(side, options):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, __file__, "--side", side]
+    command = [sys.executable, __file__, "--side", side, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{side}: {done.stderr.strip().splitlines()[-1]}")
