@@ -21,50 +21,58 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import gc  # noqa: E402
 
-import keras  # noqa: E402
 import pytest  # noqa: E402
 
-from keras_transformer.generation import generator  # noqa: E402
-
-# TensorFlow rewrites each graph before its first run, for an eighth of the tests' time. Processes that tests start, and
-# SavedModels that these read, are rewritten as they are for users.
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+# Keras is imported by the fixtures: the process that hands out the tests runs none, and would take its time first.
 
 
-COMPILATION = {name: getattr(generator, name) for name in ("can_jit", "compile_function")}
+def pytest_collection_modifyitems(items):
+    """Begins with the file that takes longest, beside which the others find a place."""
+    items.sort(key=lambda item: item.path.name != "test_processes.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def generation_step_by_step():
+def compilation():
     """Runs TensorFlow's generation as it stands, where nothing asks for its compilation, which takes most of the time.
 
     Who asks is a test that is marked `compiled`, for what users get by default, and `jit_compile=True`. What XLA has
-    compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends.
+    compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends. Graphs are not
+    rewritten before their first run either, for an eighth of the tests' time. Processes that tests start, and
+    SavedModels that these read, are rewritten and compiled as they are for users.
     """
+    import keras
+
+    from keras_transformer.generation import generator
+
+    by_default = {name: getattr(generator, name) for name in ("can_jit", "compile_function")}
 
     def compile_if_told(function, variables, signature, jit):
-        return COMPILATION["compile_function"](function, variables, signature, jit) if jit else function
+        return by_default["compile_function"](function, variables, signature, jit) if jit else function
 
     with pytest.MonkeyPatch.context() as patch:
         if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
             patch.setattr(generator, "can_jit", lambda: False)
             patch.setattr(generator, "compile_function", compile_if_told)
-        yield
+        yield by_default
 
 
 @pytest.fixture(autouse=True)
-def generation_as_by_default(request, monkeypatch):
+def generation_as_by_default(request, monkeypatch, compilation):
+    from keras_transformer.generation import generator
+
     if request.node.get_closest_marker("compiled"):
-        for name, value in COMPILATION.items():
+        for name, value in compilation.items():
             monkeypatch.setattr(generator, name, value)
 
 
 @pytest.fixture(autouse=True)
 def reproducible():
     """Fixes the seeds, and takes back the global settings that a test may have changed."""
+    import keras
+
     policy, floatx, epsilon = keras.config.dtype_policy(), keras.config.floatx(), keras.config.epsilon()
     keras.utils.set_random_seed(0)
     yield
@@ -80,6 +88,8 @@ def own_session():
     What is alive then, a million objects of imported packages, is left out of later garbage collections. Keras starts
     one for each layer that it quantizes and each session that it clears, and each would take half a second.
     """
+    import keras
+
     keras.utils.clear_session()
     gc.freeze()
     yield

@@ -23,7 +23,7 @@ def start(backend, folder):
     hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
-    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": "", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, str(Path(__file__).with_name("process_run.py")), str(folder)]
     options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen([*command, str(rank), *hosts], **options) for rank in range(2)]
