@@ -26,9 +26,10 @@ ARGUMENTS = {
 ENVIRONMENT = {**os.environ, "TF_DETERMINISTIC_OPS": "1", "KERAS_BACKEND": "tensorflow", "PYTHONUNBUFFERED": "1"}
 
 
-def start(example, output, log, epochs):
-    script = Path(__file__).parents[1] / "examples" / f"{example}.py"
-    command = [sys.executable, str(script), *ARGUMENTS[example], "--epochs", str(epochs), "--output", str(output)]
+def start(arguments, output, log):
+    script = Path(__file__).parents[1] / "examples" / f"{arguments.example}.py"
+    options = [*ARGUMENTS[arguments.example], "--epochs", str(arguments.epochs), "--output", str(output)]
+    command = [sys.executable, str(script), *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -41,14 +42,14 @@ def until(process, condition):
     return False
 
 
-def kill(example, output, log_path, random, in_writing, longest, epochs):
+def kill(arguments, output, log_path, random, in_writing):
     """Starts the run and kills it in its fit. Returns whether the backup was being written then."""
     partial = output / "backup" / "partial"
     before = when(partial)  # What an earlier kill has left there.
     with log_path.open("w") as log:
-        process = start(example, output, log, epochs)
+        process = start(arguments, output, log)
         alive = until(process, lambda: "Epoch " in log_path.read_text())
-        time.sleep(random.uniform(0, longest))
+        time.sleep(random.uniform(0, arguments.longest))
         if in_writing and alive:
             until(process, lambda: when(partial) not in (None, before))
             time.sleep(random.uniform(0, 0.02))
@@ -82,16 +83,15 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     if not (whole / "metrics.json").exists():
         with (folder / "whole.log").open("w") as log:
-            assert start(arguments.example, whole, log, arguments.epochs).wait() == 0, folder / "whole.log"
+            assert start(arguments, whole, log).wait() == 0, folder / "whole.log"
     for number in range(len(list(folder.glob("kill-*.log"))), arguments.kills):
         random = np.random.default_rng((arguments.seed, number))
         log = folder / f"kill-{number:02d}.log"
-        how = random, number % 3 == 2, arguments.longest, arguments.epochs
-        halved = kill(arguments.example, parts, log, *how)
+        halved = kill(arguments, parts, log, random, in_writing=number % 3 == 2)
         backups = [path.name for path in (parts / "backup").glob("epoch-*")]
         print(f"kill {number + 1}{' in a backup' if halved else ''}; whole: {' '.join(backups) or 'none'}", flush=True)
     with (folder / "last.log").open("w") as log:
-        assert start(arguments.example, parts, log, arguments.epochs).wait() == 0, folder / "last.log"
+        assert start(arguments, parts, log).wait() == 0, folder / "last.log"
 
     import keras
 
