@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import tensorflow as tf
+from keras.utils import pad_sequences
 
 
 def token_batches(
@@ -76,21 +77,17 @@ def token_batches(
     # Equal keys may change places from epoch to epoch without moving a batch's boundary.
     keys = (sizes[:, 0], sizes[:, 1], longest)
     boundaries = _batch_boundaries(longest[np.lexsort(keys)], tokens_per_batch)
-    epochs = itertools.count(first_epoch)
+    randoms = numbered_generators(seed, first_epoch)
 
     def pad(rows):
         width = -(-max(map(len, rows)) // length_multiple) * length_multiple
-        batch = np.full((len(rows), width), pad_id, "int32")
-        for row, values in zip(batch, rows, strict=True):
-            row[: len(values)] = values
-        return batch
+        return pad_sequences(rows, width, padding="post", value=pad_id)
 
     def epoch():
         order = np.arange(len(longest))
         batch_order = np.arange(len(boundaries))
-        number = next(epochs)
+        random = next(randoms)
         if shuffle:
-            random = np.random.default_rng((seed, number))
             random.shuffle(order)
             random.shuffle(batch_order)
         order = order[np.lexsort([key[order] for key in keys])]
@@ -170,13 +167,10 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_
     longest = np.unique(-(-np.ceil(quantiles).astype(int) // 4) * 4)
     bucket_of = np.searchsorted(longest, lengths)
     size = int(np.sum(-(-np.bincount(bucket_of) // batch_size)))
-    epochs = itertools.count(first_epoch)
+    randoms = numbered_generators(seed, first_epoch)
 
     def pad(part, chosen, length, fill):
-        batch = np.full((batch_size, length), fill, "int32")
-        for row, i in zip(batch, chosen, strict=True):
-            row[: len(part[i])] = part[i]
-        return batch
+        return pad_sequences([part[i] for i in chosen], length, padding="post", value=fill)
 
     def batch(chosen, length):
         weights = np.arange(batch_size) < len(chosen)
@@ -191,9 +185,9 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_
         return inputs, targets, weights.astype("float32")
 
     def epoch():
-        order, number = np.arange(len(lengths)), next(epochs)
+        order, random = np.arange(len(lengths)), next(randoms)
         if shuffle:
-            np.random.default_rng((seed, number)).shuffle(order)
+            random.shuffle(order)
         waiting = [[] for _ in longest]
         for i in order:
             chosen = waiting[bucket_of[i]]
@@ -211,6 +205,11 @@ def text_batches(rows, labels, batch_size, shuffle=True, seed=0, buckets=8, pad_
     weights = tf.TensorSpec((batch_size,), "float32")
     dataset = tf.data.Dataset.from_generator(epoch, output_signature=(inputs, targets, weights))
     return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(8)
+
+
+def numbered_generators(seed, first):
+    """NumPy's generators for this and all later numbers, of epochs say: each a function of the seed and its number."""
+    return (np.random.default_rng((seed, number)) for number in itertools.count(first))
 
 
 def epoch_rows(count, shuffle=True, seed=0, first_epoch=0):
@@ -234,10 +233,10 @@ def epoch_rows(count, shuffle=True, seed=0, first_epoch=0):
     >>> [[int(place) for place, _ in rows] for epoch in range(2)]
     [[2, 0, 1, 3], [3, 0, 2, 1]]
     """
-    epochs = itertools.count(first_epoch)
+    randoms = numbered_generators(seed, first_epoch)
 
     def epoch():
-        random = np.random.default_rng((seed, next(epochs)))
+        random = next(randoms)
         order = random.permutation(count) if shuffle else np.arange(count)
         yield order, random.integers(2**31, size=(count, 2))
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_transformer.pipelines.batching import numbered_generators
+
 END_OF_TEXT = "<|endoftext|>"
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 SPECIAL = ("<|padding|>", END_OF_TEXT, PREFIX, SUFFIX, MIDDLE)
@@ -160,8 +162,7 @@ def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0
 
     def begins():
         if shuffle:
-            for number in itertools.count(first_batch):
-                random = np.random.default_rng((seed, number))
+            for random in numbered_generators(seed, first_batch):
                 yield random.integers(0, len(ids) - length, batch_size), random
         starts, random = np.arange(0, len(ids) - length, length), np.random.default_rng(seed)
         for i in range(0, len(starts), batch_size):

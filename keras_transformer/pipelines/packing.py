@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_transformer.pipelines.batching import numbered_generators
+
 
 def packed_batches(
     source_ids,
@@ -69,7 +71,7 @@ def packed_batches(
             f"{sizes.max(axis=1).argmax()}) with its start or end; received length={length}."
         )
     rows = pack(sizes, length, np.random.default_rng(seed).permutation(len(sizes)) if shuffle else None)
-    epochs = itertools.count(first_epoch)
+    randoms = numbered_generators(seed, first_epoch)
 
     def joined(texts):
         """The texts of each row one behind the other, and which of them each token belongs to: `[2, rows, length]`."""
@@ -82,7 +84,7 @@ def packed_batches(
         return batch
 
     def epoch():
-        random = np.random.default_rng((seed, next(epochs)))
+        random = next(randoms)
         places, order = np.arange(len(sizes)), np.arange(len(rows))
         if shuffle:
             places = exchanged(sizes, random)

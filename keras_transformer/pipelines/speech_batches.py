@@ -1,12 +1,10 @@
 """Batches of about equally long sounds and their transcripts."""
 
-import itertools
-
 import numpy as np
 import tensorflow as tf
 
 from keras_transformer.generation.batches import pad_rows
-from keras_transformer.pipelines.batching import _batch_boundaries
+from keras_transformer.pipelines.batching import _batch_boundaries, numbered_generators
 
 
 def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, start_id=1, end_id=2, first_epoch=0):
@@ -53,7 +51,7 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
             f"{lengths.argmax()}); received {frames_per_batch}."
         )
     boundaries = _batch_boundaries(np.sort(lengths), frames_per_batch)
-    epochs, width = itertools.count(first_epoch), frames[0].shape[1]
+    randoms, width = numbered_generators(seed, first_epoch), frames[0].shape[1]
 
     def pad(rows):
         ids = pad_rows(rows, 0)
@@ -61,9 +59,8 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
 
     def epoch():
         order, batch_order = np.arange(len(frames)), np.arange(len(boundaries))
-        number = next(epochs)
+        random = next(randoms)
         if shuffle:
-            random = np.random.default_rng((seed, number))
             random.shuffle(order)
             random.shuffle(batch_order)
         order = order[np.argsort(lengths[order], kind="stable")]
