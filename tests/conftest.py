@@ -23,6 +23,9 @@ import gc  # noqa: E402
 
 import pytest  # noqa: E402
 
+# Graphs are many objects at once: by default the collector searches them again and again while they grow.
+gc.set_threshold(10_000, 10, 10)
+
 # Keras is imported by the fixtures: the process that hands out the tests runs none, and would take its time first.
 
 

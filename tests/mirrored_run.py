@@ -18,10 +18,10 @@ import keras_transformer as kt
 def main():
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    tf.config.experimental.enable_op_determinism()
+    process_run.be_exact()
     engine = kt.distribution.start()
     model, inputs = process_run.build(dropout=0.0), {"token_ids": process_run.TOKENS[:, :-1]}
-    batches = tf.data.Dataset.from_tensors((inputs, process_run.TOKENS[:, 1:]))
+    batches = tf.data.Dataset.from_tensors((inputs, process_run.TOKENS[:, 1:])).repeat(2)
     copies = engine.copy(model)
     expected = process_run.results(model, batches)
     with engine.scope():
@@ -47,11 +47,8 @@ def without_engine(strategy, folder):
         variables = (*model.weights, *model.optimizer.variables)
         return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
-    whole = fit(folder / "whole")
-    try:
-        fit(folder / "parts", process_run.stop_after(2))
-    except process_run.Stopped:
-        resumed = fit(folder / "parts")
+    whole = fit(folder / "alone", process_run.copy_after(9, folder / "alone", folder / "alone_parts"))
+    resumed = fit(folder / "alone_parts")
     try:
         fit(folder / "sums", accumulated=2)
     except ValueError as error:

@@ -94,7 +94,9 @@ def generator_states():
 
 
 def set_generator_states(states):
-    """Sets what `generator_states` has given."""
+    """Sets what `generator_states` has given, which is nothing where torch is not the backend, nor needed."""
+    if not states:
+        return
     import torch
 
     setters = {"processor": torch.set_rng_state, "gpu": torch.cuda.set_rng_state}

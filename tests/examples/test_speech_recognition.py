@@ -41,7 +41,7 @@ def finished(script, tmp_path_factory):
     """The folder and the printed text of one whole run, with a smaller model and fewer speeds than the recipe has."""
     folder = tmp_path_factory.mktemp("speech_recognition")
     write_tones(folder / "tones", 100)
-    small = {"dim": 64, "depth": (2, 1), "hidden_dim": 128, "speeds": (1.0,), "frames": 800, "epochs": 25}
+    small = {"dim": 64, "depth": (1, 1), "hidden_dim": 128, "speeds": (1.0,), "frames": 800, "epochs": 25}
     options = ["--data", "tones", "--recipe", "fsdd", "--held-out", "recordings"]
     return folder, run_script(script, folder, *options, recipe="fsdd", **small)
 

@@ -189,7 +189,7 @@ import sys, time
 import keras
 from test_resume import build, fit
 after = lambda batch, logs: (print(batch, flush=True), time.sleep(0.02))
-fit(sys.argv[1], keras.callbacks.LambdaCallback(on_train_batch_end=after), save_freq=1, epochs=30)
+fit(sys.argv[1], keras.callbacks.LambdaCallback(on_train_batch_end=after), save_freq=1, epochs=10)
 """
 
 
@@ -202,9 +202,17 @@ def test_a_killed_process(tmp_path):
         time.sleep(np.random.default_rng().uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
     assert Resume(tmp_path / "backup").epoch >= 3
-    model, _ = fit(tmp_path / "backup", save_freq=1, epochs=30)
-    expected, _ = fit(tmp_path / "whole", epochs=30)
+    model, _ = fit(tmp_path / "backup", save_freq=1, epochs=10)
+    expected, _ = fit(tmp_path / "whole", epochs=10)
     check_equal(model, [state(expected)])
+
+
+def test_other_backends_need_no_torch(tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        fit(tmp_path / "backup", stop_at(3), epochs=1)
+    if BACKEND != "torch":
+        monkeypatch.setitem(sys.modules, "torch", None)  # As if it were not installed.
+    fit(tmp_path / "backup", epochs=1)
 
 
 def test_early_stopping_waits_as_long_as_it_would_have(tmp_path):
