@@ -221,12 +221,12 @@ def test_generated_tokens_are_those_of_transformers(name, beams, tmp_path):
     padded = np.array([[0] * (length - len(row)) + row for row in prompts])
     images = np.random.default_rng(3).normal(size=(3, 16, 16, 3)).astype("float32")
     batch = {"images": images, "token_ids": padded, "padding_mask": padded != 0, "segment_ids": np.zeros_like(padded)}
-    options = {"max_new_tokens": 32, "do_sample": False, "num_beams": beams, "eos_token_id": None, "pad_token_id": 0}
+    options = {"max_new_tokens": 16, "do_sample": False, "num_beams": beams, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
         wanted = reference.generate(**feed(reference, batch), **options)[:, length:].numpy()
     sampler = kt.generation.BeamSearch(4) if beams > 1 else "greedy"
     generator = kt.generation.Generator(kt.pretrained.load(tmp_path), sampler=sampler)
-    np.testing.assert_array_equal(generator.generate({"images": images, "token_ids": prompts}, 32), wanted)
+    np.testing.assert_array_equal(generator.generate({"images": images, "token_ids": prompts}, 16), wanted)
 
 
 def test_a_prompt_that_has_begun_to_answer(tmp_path):
