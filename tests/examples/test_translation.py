@@ -13,8 +13,10 @@ from script_run import load_script
 
 import keras_transformer as kt
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "translation.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--data", "pairs.tsv", "--config", "numbers"]
+SIZES = {"dim": 32, "depth": 1, "hidden_dim": 64}
+FRESH = f"import translation as t; t.RECIPES['numbers'] = t.RECIPES['numbers']._replace(**{SIZES}); t.main()"
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,10 @@ def run_in_process(script, monkeypatch, *arguments):
 
 
 def run(folder, *arguments):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    """In a process of its own, with a smaller model than the recipe has."""
+    paths = os.pathsep.join([str(EXAMPLES), *sys.path])
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", FRESH, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -166,6 +170,7 @@ def log_of(output):
 def test_interrupted_run_goes_on_as_if_nothing_had_happened(script, finished, folder, monkeypatch, capsys):
     arguments = [*SMALL, "--epochs", "2", "--output", "parts"]
     monkeypatch.setattr(script, "export", lambda *arguments: None)
+    monkeypatch.setitem(script.RECIPES, "numbers", script.RECIPES["numbers"]._replace(**SIZES))
 
     class Interrupted(kt.training.BleuScore):
         def on_train_batch_end(self, batch, logs=None):
