@@ -40,8 +40,8 @@ def write_tones(folder, count):
 def finished(script, tmp_path_factory):
     """The folder and the printed text of one whole run, with a smaller model and fewer speeds than the recipe has."""
     folder = tmp_path_factory.mktemp("speech_recognition")
-    write_tones(folder / "tones", 100)
-    small = {"dim": 64, "depth": (1, 1), "hidden_dim": 128, "speeds": (1.0,), "frames": 800, "epochs": 25}
+    write_tones(folder / "tones", 200)
+    small = {"dim": 64, "depth": (1, 1), "hidden_dim": 128, "speeds": (1.0,), "frames": 800, "epochs": 13}
     options = ["--data", "tones", "--recipe", "fsdd", "--held-out", "recordings"]
     return folder, run_script(script, folder, *options, recipe="fsdd", **small)
 
@@ -52,7 +52,7 @@ def test_what_a_run_leaves(finished):
     assert sorted(path.name for path in output.iterdir()) == names.split()
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["ctc_wer"] < 0.2 and metrics["wer"] < 0.2
-    assert metrics["wer"] == pytest.approx(1 - metrics["word_accuracy"]) and len(metrics["val_ctc_wer"]) == 25
+    assert metrics["wer"] == pytest.approx(1 - metrics["word_accuracy"]) and len(metrics["val_ctc_wer"]) == 13
     assert metrics["parameters"] == keras.saving.load_model(output / "model.keras").count_params()
     for name in ("curves.png", "sound_1.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
@@ -60,9 +60,9 @@ def test_what_a_run_leaves(finished):
 
 def test_what_a_run_prints(finished):
     printed = finished[1]
-    assert "1 of 101 recordings cannot be read and are left out: broken.wav must be a sound file" in printed
-    assert "90 recordings to train on, 10 held out (a tenth of the recordings)" in printed
-    assert "Epoch 25/25" in printed and "val_ctc_wer" in printed
+    assert "1 of 201 recordings cannot be read and are left out: broken.wav must be a sound file" in printed
+    assert "180 recordings to train on, 20 held out (a tenth of the recordings)" in printed
+    assert "Epoch 13/13" in printed and "val_ctc_wer" in printed
     assert "saved_model hears:" in printed and printed.count("(said: ") == 5
 
 
