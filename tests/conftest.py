@@ -41,7 +41,8 @@ def compilation():
     Who asks is a test that is marked `compiled`, for what users get by default, and `jit_compile=True`. What XLA has
     compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends. Graphs are not
     rewritten before their first run either, for an eighth of the tests' time. Processes that tests start, and
-    SavedModels that these read, are rewritten and compiled as they are for users.
+    SavedModels that these read, are rewritten and compiled as they are for users. And a step that makes the optimizer's
+    variables is traced a second time, which it is not where they are there.
     """
     import keras
 
@@ -52,6 +53,14 @@ def compilation():
     def compile_if_told(function, variables, signature, jit):
         return by_default["compile_function"](function, variables, signature, jit) if jit else function
 
+    make_train_function = keras.Model.make_train_function
+
+    def build_optimizer_first(model, force=False):
+        if model.built and model.optimizer is not None and not model.optimizer.built:
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
+        return make_train_function(model, force)
+
     with pytest.MonkeyPatch.context() as patch:
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -59,6 +68,7 @@ def compilation():
             tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
             patch.setattr(generator, "can_jit", lambda: False)
             patch.setattr(generator, "compile_function", compile_if_told)
+            patch.setattr(keras.Model, "make_train_function", build_optimizer_first)
         yield by_default
 
 
