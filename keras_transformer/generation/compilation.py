@@ -8,6 +8,16 @@ def can_jit():
     return keras.backend.backend() in ("tensorflow", "jax")
 
 
+def run_once(function, variables, tensors):
+    """`function(tensors)`, which is not called again; the arguments are those of `compile_function`.
+
+    JAX would compile each of its operations by itself, which takes several times as long as all of them at once.
+    """
+    jit = keras.backend.backend() == "jax"
+    signature = {name: keras.KerasTensor(x.shape, x.dtype) for name, x in tensors.items()}
+    return (compile_function(function, variables, signature, jit) if jit else function)(tensors)
+
+
 def compile_function(function, variables, signature, jit):
     """A compiled version of a function of tensors.
 

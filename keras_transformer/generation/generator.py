@@ -14,7 +14,7 @@ from keras_transformer.generation.batches import (
     real_span,
 )
 from keras_transformer.generation.beam_search import BeamSearch
-from keras_transformer.generation.compilation import can_jit, compile_function
+from keras_transformer.generation.compilation import can_jit, compile_function, run_once
 from keras_transformer.generation.graph import DecodingGraph, mask_name, probe
 from keras_transformer.generation.history import History
 from keras_transformer.generation.products import StepProducts
@@ -458,13 +458,18 @@ class Generator:
         if length < 2:
             return
         tokens = ops.ones((1, length), "int32")
-        boundary = self.graph.encode(sources)
-        whole = self.graph.decode(tokens, boundary)
-        with DecodingScope(max_length=length) as scope:
-            start = self.graph.decode(tokens[:, : length - 1], boundary)
-        with DecodingScope(scope.cache, length - 1):
-            end = self.graph.decode(tokens[:, length - 1 :], boundary)
-        whole, start, end = (np.asarray(ops.convert_to_numpy(ops.cast(x, "float32"))) for x in (whole, start, end))
+
+        def logits_of(sources):
+            boundary = self.graph.encode(sources)
+            whole = self.graph.decode(tokens, boundary)
+            with DecodingScope(max_length=length) as scope:
+                start = self.graph.decode(tokens[:, : length - 1], boundary)
+            with DecodingScope(scope.cache, length - 1):
+                end = self.graph.decode(tokens[:, length - 1 :], boundary)
+            return [ops.cast(x, "float32") for x in (whole, start, end)]
+
+        logits = run_once(logits_of, self.model.variables, sources)
+        whole, start, end = (np.asarray(ops.convert_to_numpy(x)) for x in logits)
         cached = np.concatenate([start, end], axis=1)
         half = keras.backend.standardize_dtype(self.model.compute_dtype) in ("float16", "bfloat16")
         difference = np.abs(cached - whole).max()
