@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.ops.looping import on_cpu
+from keras_transformer.ops.looping import compiled_by_xla_for_cpu
 
 PARTS = 4
 
@@ -30,14 +30,7 @@ class StepProducts:
     @staticmethod
     def pay(jit):
         """Whether XLA compiles for a CPU, and for no others beside it: elsewhere the usual products are as quick."""
-        backend = keras.backend.backend()
-        if not jit or backend == "torch" or keras.distribution.distribution() is not None:
-            return False
-        if backend == "jax":
-            return on_cpu(None)
-        import tensorflow as tf
-
-        return not tf.config.list_logical_devices("GPU")
+        return bool(jit) and keras.distribution.distribution() is None and compiled_by_xla_for_cpu()
 
     def dense(self, layer, x):
         """`layer(x)` for a `keras.layers.Dense`."""

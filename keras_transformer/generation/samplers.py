@@ -7,6 +7,9 @@ from keras import ops
 
 from keras_transformer.generation.constraints import end_tokens, is_one_of
 from keras_transformer.generation.prompt_lookup import search_with_lookup
+from keras_transformer.ops.hashing import hashed_bits
+from keras_transformer.ops.looping import compiled_by_xla_for_cpu
+from keras_transformer.ops.selection import largest_that_covers
 
 
 class TokenSampler:
@@ -167,9 +170,8 @@ class Sampling(TokenSampler):
 
     def choose(self, logits, seed):
         logits = self.cut(logits / self.temperature)
-        uniform = keras.random.uniform(ops.shape(logits), minval=1e-20, maxval=1.0, dtype="float32", seed=seed)
         # The largest of logits with Gumbel noise is a draw from their softmax.
-        return ops.argmax(logits - ops.log(-ops.log(uniform)), axis=-1)
+        return ops.argmax(logits - ops.log(-ops.log1p(-uniform(ops.shape(logits), seed))), axis=-1)
 
     def cut(self, logits):
         """Logits `[B, vocabulary]` with those of tokens that cannot be drawn at -1e30."""
@@ -177,12 +179,7 @@ class Sampling(TokenSampler):
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < size):
             logits = ops.where(logits < self._least_of_top_k(logits), -1e30, logits)
         if self.top_p is not None and (not isinstance(self.top_p, float | int) or self.top_p < 1):
-            descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
-            probabilities = ops.softmax(descending, axis=-1)
-            before = ops.cumsum(probabilities, axis=-1) - probabilities
-            kept = ops.logical_or(before < self.top_p, ops.convert_to_tensor(self.top_p) >= 1)
-            least = ops.min(ops.where(kept, descending, float("inf")), axis=-1, keepdims=True)
-            logits = ops.where(logits < least, -1e30, logits)
+            logits = ops.where(logits < self._least_of_top_p(logits), -1e30, logits)
         if self.min_p:
             probabilities = ops.softmax(logits, axis=-1)
             least = self.min_p * ops.max(probabilities, axis=-1, keepdims=True)
@@ -193,11 +190,25 @@ class Sampling(TokenSampler):
 
     def _least_of_top_k(self, logits):
         """The lowest logit `[B, 1]` of those that `top_k`, a number or a tensor, leaves."""
-        if isinstance(self.top_k, int):
-            return ops.top_k(logits, self.top_k)[0][:, -1:]
-        size = logits.shape[-1]
-        count = ops.where(self.top_k > 0, ops.minimum(self.top_k, size), size)
+        size, count, by_bits = logits.shape[-1], self.top_k, compiled_by_xla_for_cpu()
+        if isinstance(count, int) and not by_bits:
+            return ops.top_k(logits, count)[0][:, -1:]
+        if not isinstance(count, int):
+            count = ops.where(count > 0, ops.minimum(count, size), size)
+        if by_bits:
+            return largest_that_covers(logits, 1.0, ops.cast(count, "float32"))
         return ops.take(ops.sort(logits, axis=-1), ops.reshape(size - count, (1,)), axis=-1)
+
+    def _least_of_top_p(self, logits):
+        """The lowest logit `[B, 1]` of those that `top_p`, a number or a tensor, leaves."""
+        everything = ops.convert_to_tensor(self.top_p) >= 1
+        if compiled_by_xla_for_cpu():
+            return largest_that_covers(logits, ops.softmax(logits, axis=-1), ops.where(everything, 2.0, self.top_p))
+        descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)
+        probabilities = ops.softmax(descending, axis=-1)
+        before = ops.cumsum(probabilities, axis=-1) - probabilities
+        kept = ops.logical_or(before < self.top_p, everything)
+        return ops.min(ops.where(kept, descending, float("inf")), axis=-1, keepdims=True)
 
     def with_parameters(self, tensors):
         """This sampler with parameters out of a dict of scalar tensors in the place of its own."""
@@ -229,6 +240,14 @@ class Sampling(TokenSampler):
             "min_p": self.min_p,
             "typical_p": self.typical_p,
         }
+
+
+def uniform(shape, seed):
+    """Random numbers above 0 and below 1, by bits that cost less where XLA compiles for a CPU."""
+    if not compiled_by_xla_for_cpu():
+        return keras.random.uniform(shape, minval=1e-20, maxval=1.0, dtype="float32", seed=seed)
+    numbers = (ops.cast(hashed_bits(seed.next(), shape), "float32") + 0.5) * 2**-32
+    return ops.minimum(numbers, 1 - 2**-24)
 
 
 class StepSeed(keras.random.SeedGenerator):

@@ -1,10 +1,9 @@
 """Keras' dropout, by random bits that cost less."""
 
-import math
-
 import keras
 from keras import ops
 
+from keras_transformer.ops.hashing import hashed_bits, uint32
 from keras_transformer.ops.looping import compiled_by_xla
 
 
@@ -65,25 +64,7 @@ class Dropout(keras.layers.Dropout):
 
 def _hashed(seed, shape, rate):
     """Which elements to keep, boolean `shape`: those whose place and `seed` [2] have a hash above a threshold."""
-    first, second = (_mixed(ops.cast(word, "uint32")) for word in (seed[0], seed[1]))
-    first, second = _mixed(first + second * _uint32(0x9E3779B9)), _mixed(second + first * _uint32(0x85EBCA6B))
-    known = all(isinstance(size, int) for size in shape)
-    size = math.prod(shape) if known else ops.prod(ops.stack(shape))
-    # XLA has no range of `uint32` for TensorFlow.
-    places = ops.arange(size, dtype="int32" if keras.backend.backend() == "tensorflow" else "uint32")
-    bits = _mixed(_mixed(ops.reshape(ops.cast(places, "uint32"), shape) + first) ^ second)
-    return bits >= _uint32(min(round(rate * 2**32), 2**32 - 1))
-
-
-def _mixed(bits):
-    """A bijection of 32-bit integers in which every bit depends on every other."""
-    bits = (bits ^ ops.right_shift(bits, _uint32(16))) * _uint32(0x21F0AAAD)
-    bits = (bits ^ ops.right_shift(bits, _uint32(15))) * _uint32(0xD35A2D97)
-    return bits ^ ops.right_shift(bits, _uint32(15))
-
-
-def _uint32(number):
-    return ops.convert_to_tensor(number, "uint32")
+    return hashed_bits(seed, shape) >= uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _drawn(seed, shape, threshold):

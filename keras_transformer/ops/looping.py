@@ -15,6 +15,17 @@ def compiled_by_xla():
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
+def compiled_by_xla_for_cpu():
+    """Whether what is called now becomes part of a program that XLA compiles where there is nothing but CPUs."""
+    if not compiled_by_xla():
+        return False
+    if keras.backend.backend() == "jax":
+        return on_cpu(None)
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
 def on_cpu(x):
     """Whether JAX or torch computes with `x` on a CPU."""
     if keras.backend.backend() == "jax":
