@@ -2,7 +2,6 @@ import keras
 from keras import ops
 
 from keras_transformer.generation.constraints import end_tokens, is_one_of
-from keras_transformer.ops.selection import top_k
 
 LOWEST = -1e30
 
@@ -72,7 +71,8 @@ class BeamSearch:
             candidates = ops.expand_dims(live["scores"], -1) + ops.reshape(logits, (rows, width, vocabulary))
             # Of each beam all end tokens at most can be among them, so that `width` others are left.
             count = min((1 + max(1, len(end_tokens(end_id)))) * width, width * vocabulary)
-            scores, places = top_k(ops.reshape(candidates, (rows, width * vocabulary)), count)
+            scores, places = ops.top_k(ops.reshape(candidates, (rows, width * vocabulary)), count)
+            places = ops.cast(places, "int32")
             beams, chosen = places // vocabulary, places % vocabulary  # [B, count]
             tokens = take_beams(live["tokens"], beams)
             tokens = ops.slice_update(tokens, (0, 0, i), ops.expand_dims(chosen, -1))

@@ -166,8 +166,9 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     query = ops.reshape(query * ops.convert_to_tensor(scale, query.dtype), (*grouped, query.shape[3]))
     if keras.backend.standardize_dtype(query.dtype) == "float16":  # Whose largest number is 65,504.
         query, key = ops.cast(query, score_dtype), ops.cast(key, score_dtype)
-    if isinstance(grouped[2], int) and grouped[2] <= FEW:
-        # XLA's CPU compiler writes out all the keys transposed for this product, but the few queries for the other.
+    if isinstance(grouped[2], int) and grouped[2] <= FEW and isinstance(batch, int) and batch == 1:
+        # For one row XLA's CPU compiler writes out all keys transposed in the other product, and in this one the few
+        # queries.
         scores = ops.transpose(ops.matmul(key, ops.transpose(query, (0, 1, 3, 2))), (0, 1, 3, 2))
     else:
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))

@@ -1,43 +1,6 @@
-"""The largest of many numbers without sorting all of them, which is what XLA does on a CPU."""
-
-import math
+"""Cutting off the largest of many numbers without sorting all of them, which XLA takes long for on a CPU."""
 
 from keras import ops
-
-from keras_transformer.ops.looping import compiled_by_xla_for_cpu
-
-LONG = 1024
-
-
-def top_k(x, k):
-    """What `ops.top_k(x, k)` gives: of equal numbers the first ones. `k` is small beside the last axis.
-
-    The `k` largest are in those `k` parts of a row whose own largest numbers are the largest. Only these and the
-    numbers of the parts are sorted.
-
-    Args:
-        x: float tensor of shape `[B, N]`, N known.
-        k: int.
-
-    Returns:
-        Tuple of values and `int32` places, each `[B, k]`, in descending order of values.
-    """
-    size = x.shape[-1]
-    width = max(1, math.isqrt(size // k))
-    count = -(-size // width)
-    if size < LONG or count <= k or not compiled_by_xla_for_cpu():
-        values, places = ops.top_k(x, k)
-        return values, ops.cast(places, "int32")
-    rows = ops.shape(x)[0]
-    parts = ops.pad(x, ((0, 0), (0, count * width - size)), constant_values=-math.inf)
-    parts = ops.reshape(parts, (rows, count, width))
-    _, chosen = ops.top_k(ops.max(parts, axis=-1), k)
-    # In the order of their places again, so that the first of equal numbers is found first.
-    chosen = ops.sort(ops.cast(chosen, "int32"), axis=-1)  # [B, k]
-    numbers = ops.take_along_axis(parts, ops.expand_dims(chosen, -1), axis=1)  # [B, k, width]
-    values, within = ops.top_k(ops.reshape(numbers, (rows, k * width)), k)
-    within = ops.cast(within, "int32")
-    return values, ops.take_along_axis(chosen, within // width, axis=1) * width + within % width
 
 
 def largest_that_covers(x, weights, least):
