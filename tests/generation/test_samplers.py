@@ -48,9 +48,8 @@ def test_parameters_of_a_call_cut_as_settings_do(way):
     for top_k, top_p in ((0, 1.0), (5, 1.0), (500, 0.5), (20, 0.8)):
 
         def cut(scores, top_k, top_p):
-            sampler = Sampling()
-            sampler.top_k, sampler.top_p = top_k, top_p
-            return sampler.cut(scores)
+            parameters = {"temperature": 1.0, "top_k": top_k, "top_p": top_p, "max_new_tokens": 1}
+            return Sampling().with_parameters(parameters).cut(scores)
 
         tensors = ops.convert_to_tensor(top_k, "int32"), ops.convert_to_tensor(top_p, "float32")
         wanted = Sampling(top_k=top_k or None, top_p=top_p).cut(scores)
