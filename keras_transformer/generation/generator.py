@@ -248,7 +248,7 @@ class Generator:
         length = ops.shape(prompt)[1]
         beams = getattr(self.sampler, "width", 1)
         with DecodingScope(max_length=length + beams * max_new_tokens, padding_mask=real) as scope:
-            logits = self.graph.decode(prompt, boundary, tensors.get("segments"))[:, -1]
+            logits = self.graph.decode(prompt, boundary, tensors.get("segments"), last=True)[:, 0]
         new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
         history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
         later = history.repeated(beams)

@@ -1,13 +1,20 @@
 """Cuts the graph of a functional model in two: what depends on the decoder's tokens, and what can be computed once."""
 
 import inspect
+from numbers import Number
 
 import keras
 from keras import ops
 
 from keras_transformer import scopes
-from keras_transformer.layers import CrossAttention, MultiHeadSelfAttention
-from keras_transformer.models.functional import MIXING_LAYERS, check_functional, functional_graph
+from keras_transformer.layers import Bias, CrossAttention, MultiHeadSelfAttention
+from keras_transformer.models.functional import (
+    ELEMENTWISE_OPERATIONS,
+    MIXING_LAYERS,
+    POSITIONWISE_LAYERS,
+    check_functional,
+    functional_graph,
+)
 from keras_transformer.ops.masks import get_mask, set_mask
 
 SEGMENTS = "segment_ids"
@@ -36,8 +43,24 @@ class Step:
 
     def is_tied_output(self):
         """Whether this is an embedding read backwards, as the output projection."""
-        reversible = isinstance(self.operation, keras.layers.ReversibleEmbedding) and self.operation.tie_weights
-        return reversible and bool(self._node.arguments.kwargs.get("reverse"))
+        return self._reads_backwards() and self.operation.tie_weights
+
+    def is_positionwise(self):
+        """Whether this is known to make each position of one sequence from that position of another alone."""
+        if len(self.inputs) != 1:
+            return False
+        if isinstance(self.operation, keras.layers.Layer):
+            last_axis = len(self._node.input_tensors[0].shape) - 1
+            axes = keras.tree.flatten(getattr(self.operation, "axis", -1))
+            known = type(self.operation) in (*POSITIONWISE_LAYERS, Bias) or self._reads_backwards()
+            return known and all(axis in (-1, last_axis) for axis in axes)
+        arguments = keras.tree.flatten([self._node.arguments.args, self._node.arguments.kwargs])
+        numbers = sum(isinstance(argument, Number) for argument in arguments)
+        return type(self.operation).__name__ in ELEMENTWISE_OPERATIONS and numbers == len(arguments) - 1
+
+    def _reads_backwards(self):
+        is_embedding = isinstance(self.operation, keras.layers.ReversibleEmbedding)
+        return is_embedding and bool(self._node.arguments.kwargs.get("reverse"))
 
     def _fast(self, values, products):
         """The result by `products`, or None where the operation is to compute it."""
@@ -105,6 +128,7 @@ class DecodingGraph:
         self._encoder = [step for step in self._steps if not depends.intersection(step.outputs)]
         read = {key for step in self._decoder for key in step.inputs} | {self._output}
         self._boundary = sorted(read - depends)
+        self._tail = self._positionwise_tail()
         self._check_decodable(depends)
 
     def encode(self, sources):
@@ -114,18 +138,24 @@ class DecodingGraph:
             step.run(values)
         return [values[key] for key in self._boundary]
 
-    def decode(self, tokens, boundary, segments=None):
+    def decode(self, tokens, boundary, segments=None, last=False):
         """Runs the rest: tokens [B, T] and what `encode` returned -> logits [B, T, vocabulary].
 
-        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix.
+        Where the model asks for segments [B, T] and none are given, the tokens follow the prefix. With `last` there are
+        logits of the last token alone, [B, 1, vocabulary]: those of a long prompt can be larger than all else.
         """
         values = {self._token_key: tokens, **dict(zip(self._boundary, boundary, strict=True))}
         for name, (key, dtype) in self._beside.items():  # Which tokens are padding is said by the scope.
             given = segments if name == self.segment_input else None
             values[key] = ops.ones_like(tokens, dtype=dtype) if given is None else ops.cast(given, dtype)
-        for step in self._decoder:
+        tail = self._tail if last else []
+        for step in self._decoder[: len(self._decoder) - len(tail)]:
             step.run(values)
-        return values[self._output]
+        if tail:
+            values[tail[0].inputs[0]] = values[tail[0].inputs[0]][:, -1:]
+        for step in tail:
+            step.run(values)
+        return values[self._output][:, -1:] if last else values[self._output]
 
     def boundary_tensors(self):
         """The symbolic tensors of what `encode` returns, in its order."""
@@ -182,6 +212,16 @@ class DecodingGraph:
                 results = self._open(inner, inner_scope, inner_alias)
                 alias.update({self._key(scope, x): key for x, key in zip(node.outputs, results, strict=True)})
         return [resolve(x) for x in model.outputs]
+
+    def _positionwise_tail(self):
+        """The last steps of the tokens' half, each of which makes what the next one reads, position by position."""
+        tail, key = [], self._output
+        for step in reversed(self._decoder):
+            if step.outputs != [key] or not step.is_positionwise():
+                break
+            tail.insert(0, step)
+            key = step.inputs[0]
+        return tail
 
     def _find_token_input(self, keys):
         made_by = {key: step for step in self._steps for key in step.outputs}

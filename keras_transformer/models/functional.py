@@ -15,6 +15,16 @@ MIXING_LAYERS = (
     keras.layers.GlobalMaxPooling1D,
 )
 
+# Keras layers whose result at one position depends on that position alone; normalization only of the last axis.
+POSITIONWISE_LAYERS = (
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.LayerNormalization,
+    keras.layers.Rescaling,
+    keras.layers.RMSNormalization,
+)
+ELEMENTWISE_OPERATIONS = ("Add", "Divide", "Multiply", "Subtract", "Tanh", "TrueDivide")
+
 
 def check_functional(model):
     """Refuses what has no graph of its own to look into."""

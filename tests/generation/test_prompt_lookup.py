@@ -47,7 +47,12 @@ def run(generator, inputs, count, **changes):
     generator.graph, generator._compiled = copy.copy(generator.graph), {}
     vars(generator).update(changes)
     decode, lengths = generator.graph.decode, []
-    generator.graph.decode = lambda tokens, *rest: (lengths.append(tokens.shape[1]), decode(tokens, *rest))[1]
+
+    def counted(tokens, *rest, **options):
+        lengths.append(tokens.shape[1])
+        return decode(tokens, *rest, **options)
+
+    generator.graph.decode = counted
     return generator.generate(inputs, count), lengths[1:]
 
 
