@@ -205,6 +205,21 @@ class DecodingScope(Scope):
             )
 
 
+def grown(cache, length):
+    """A cache of a `DecodingScope` with room for `length` tokens, which are not fewer than it has room for."""
+
+    def larger(key, x):
+        axis = -1 if key == "mask" else -2
+        shape = list(ops.shape(x))
+        shape[axis] = length
+        return ops.slice_update(ops.zeros(shape, x.dtype), [0] * len(shape), x)
+
+    return {
+        name: {key: larger(key, x) for key, x in entry.items()} if "key" in entry else entry
+        for name, entry in cache.items()
+    }
+
+
 class Branches:
     """What a row may go on with, several tokens at one position, each of which continues another sequence.
 
@@ -238,7 +253,8 @@ class Branches:
         own = ops.equal(ops.expand_dims(self.origins, -1), ops.arange(width, dtype="int32"))  # [B, W, N, W]
         known = ops.reshape(ops.arange(steps, dtype="int32") < self.count, (1, 1, steps, 1))
         own = ops.reshape(ops.logical_and(own, known), (batch, width, steps * width))
-        return ops.concatenate([ops.ones((batch, width, length - steps * width), "bool"), own], axis=-1)
+        ends = [ops.ones((batch, width, self.start), "bool"), ops.zeros((batch, width, length), "bool")]
+        return ops.concatenate([ends[0], own, ends[1]], axis=-1)[:, :, :length]
 
 
 class RecordingScope(Scope):

@@ -45,7 +45,7 @@ class BeamSearch:
         self.length_penalty = length_penalty
         self.early_stopping = early_stopping
 
-    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
+    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed, stages=None):
         """Generates `max_new_tokens` tokens after a prompt; arguments as in `TokenSampler.search`.
 
         What `step` returns, and `logits`, are log-probabilities here: the scores of a beam are their sums. `step` is
@@ -119,7 +119,8 @@ class BeamSearch:
         beams, *rest = advance(ops.convert_to_tensor(0, "int32"), logits, live, whole, ops.zeros((rows,), "bool"))
         history = ops.zeros((rows, width, max_new_tokens), "int32")
         state = (ops.convert_to_tensor(1, "int32"), beams, history, *rest, cache)
-        whole = ops.while_loop(unfinished, next_tokens, state)[4]
+        loop = ops.while_loop if stages is None else stages.loop
+        whole = loop(unfinished, next_tokens, state)[4]
         return whole["tokens"][:, 0]
 
     def get_config(self):

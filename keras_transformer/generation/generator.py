@@ -1,3 +1,5 @@
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
@@ -19,6 +21,7 @@ from keras_transformer.generation.graph import DecodingGraph, mask_name, probe
 from keras_transformer.generation.history import History
 from keras_transformer.generation.products import StepProducts
 from keras_transformer.generation.samplers import Greedy, Sampling
+from keras_transformer.generation.stages import Stages
 from keras_transformer.layers import Placeholders, PositionalEmbedding
 from keras_transformer.scopes import Branches, DecodingScope
 
@@ -247,7 +250,10 @@ class Generator:
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
         length = ops.shape(prompt)[1]
         beams = getattr(self.sampler, "width", 1)
-        with DecodingScope(max_length=length + beams * max_new_tokens, padding_mask=real) as scope:
+        looks_up = self._looks_up(prompt, max_new_tokens)
+        grows = not looks_up and "stages" in inspect.signature(self.sampler.search).parameters
+        stages = Stages(length, beams, max_new_tokens, grows)
+        with DecodingScope(max_length=stages.room(stages.stops[0]), padding_mask=real) as scope:
             logits = self.graph.decode(prompt, boundary, tensors.get("segments"), last=True)[:, 0]
         new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
         history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
@@ -277,7 +283,7 @@ class Generator:
 
         scores = scores_of(logits, history)
         sampler = self.sampler if "temperature" not in tensors else self.sampler.with_parameters(tensors)
-        options = {"history": history} if self._looks_up(prompt, max_new_tokens) else {}
+        options = {"stages": stages} if grows else {"history": history} if looks_up else {}
         return sampler.search(step, scores, scope.cache, max_new_tokens, self.end_id, self.pad_id, seed, **options)
 
     def _looks_up(self, prompt, max_new_tokens):

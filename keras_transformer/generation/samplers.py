@@ -24,7 +24,7 @@ class TokenSampler:
         """Tokens `[B]` for logits `[B, vocabulary]`; `seed` is a `keras.random.SeedGenerator` of this step."""
         raise NotImplementedError
 
-    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed):
+    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed, stages=None):
         """Generates `max_new_tokens` tokens after a prompt.
 
         Args:
@@ -36,6 +36,8 @@ class TokenSampler:
             end_id: int, sequence of ints or None. The token, or tokens, after which a row has ended.
             pad_id: int. What fills a row after its end.
             seed: scalar int tensor.
+            stages: `Stages` of a cache that grows, or None for one that has room for all tokens. Only a sampler whose
+                `search` has this argument is handed a cache that grows.
 
         Returns:
             int32 tensor `[B, max_new_tokens]`.
@@ -59,7 +61,8 @@ class TokenSampler:
         tokens = ops.full((rows, max_new_tokens), pad_id, dtype="int32")
         first = append(ops.convert_to_tensor(0, "int32"), logits, tokens, ops.zeros((rows,), "bool"))
         state = (ops.convert_to_tensor(1, "int32"), *first, cache)
-        return ops.while_loop(unfinished, next_token, state)[1]
+        loop = ops.while_loop if stages is None else stages.loop
+        return loop(unfinished, next_token, state)[1]
 
     @classmethod
     def from_config(cls, config):
@@ -107,9 +110,9 @@ class Greedy(TokenSampler):
     def choose(self, logits, seed):
         return ops.argmax(logits, axis=-1)
 
-    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed, history=None):
+    def search(self, step, logits, cache, max_new_tokens, end_id, pad_id, seed, stages=None, history=None):
         if history is None:
-            return super().search(step, logits, cache, max_new_tokens, end_id, pad_id, seed)
+            return super().search(step, logits, cache, max_new_tokens, end_id, pad_id, seed, stages)
         return search_with_lookup(self, step, logits, cache, history, max_new_tokens, end_id, pad_id)
 
     def get_config(self):
