@@ -206,7 +206,7 @@ class DecodingScope(Scope):
 
 
 def grown(cache, length):
-    """A cache of a `DecodingScope` with room for `length` tokens, which are not fewer than it has room for."""
+    """A cache that a `DecodingScope` left, with room for `length` tokens, no fewer than before."""
 
     def larger(key, x):
         axis = -1 if key == "mask" else -2
@@ -253,8 +253,9 @@ class Branches:
         own = ops.equal(ops.expand_dims(self.origins, -1), ops.arange(width, dtype="int32"))  # [B, W, N, W]
         known = ops.reshape(ops.arange(steps, dtype="int32") < self.count, (1, 1, steps, 1))
         own = ops.reshape(ops.logical_and(own, known), (batch, width, steps * width))
-        ends = [ops.ones((batch, width, self.start), "bool"), ops.zeros((batch, width, length), "bool")]
-        return ops.concatenate([ends[0], own, ends[1]], axis=-1)[:, :, :length]
+        prompt = ops.ones((batch, width, self.start), "bool")
+        beyond = ops.zeros((batch, width, length), "bool")
+        return ops.concatenate([prompt, own, beyond], axis=-1)[:, :, :length]
 
 
 class RecordingScope(Scope):
