@@ -11,9 +11,12 @@ import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()
-# The largest difference to float32, in units of the largest output. In either pair are both dtypes of computing, and
-# weights of both kinds, in half precision and in float32.
-POLICIES = [{"float16": 1e-2, "mixed_bfloat16": 8e-2}, {"mixed_float16": 1e-2, "bfloat16": 8e-2}]
+POLICIES = {  # The largest difference to float32, in units of the largest output.
+    "float16": 1e-2,
+    "mixed_float16": 1e-2,
+    "bfloat16": 8e-2,
+    "mixed_bfloat16": 8e-2,
+}
 
 
 def random(*shape, seed=0, scale=1.0):
@@ -117,14 +120,13 @@ def tensors(inputs):
     return {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
 
 
-def check_layer(layer_class, config, inputs, policies, output_shape=None, no_gradient=("key/bias", "key_norm/beta")):
+def check_layer(layer_class, config, inputs, output_shape=None, no_gradient=("key/bias", "key_norm/beta")):
     """Puts a layer through everything that any Keras layer is expected to stand.
 
     Args:
         layer_class: class of the layer.
         config: dict of constructor arguments.
         inputs: dict of call arguments to arrays, in the order of the call's signature.
-        policies: dict of names of dtype policies to tolerances.
         output_shape: tuple; by default the shape of the first input.
         no_gradient: patterns of the paths of weights whose gradient may vanish. What is added to all keys alike adds
             the same to all scores of a query, and the softmax takes it away.
@@ -143,7 +145,7 @@ def check_layer(layer_class, config, inputs, policies, output_shape=None, no_gra
     check_compiled(layer, inputs, expected)
     check_training(layer, inputs, expected)
     check_gradients(layer, inputs, expected, no_gradient)
-    for policy, tolerance in policies.items():
+    for policy, tolerance in POLICIES.items():
         check_policy(layer, layer_class, config, inputs, expected, policy, tolerance)
     return layer, expected
 
