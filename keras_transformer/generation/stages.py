@@ -22,12 +22,13 @@ class Stages:
     def __init__(self, start, width, count, growing=True):
         self.start = start
         self.width = width
-        number = max(1, min(MOST, width * count // NEW_SLOTS)) if growing else 1
+        # The first token is there before the first step, so a stage that ends with it would have none.
+        number = max(1, min(MOST, width * count // NEW_SLOTS, count - 1)) if growing else 1
         self.stops = [-(-count * (stage + 1) // number) for stage in range(number)]
 
     def room(self, stop):
         """How many slots there must be until there are `stop` new tokens, the last of which is not read."""
-        slots = self.start + self.width * (stop - 1)
+        slots = self.start + self.width * max(1, stop - 1)  # JAX traces a step that is never taken as well.
         return -(-slots // ALIGNED) * ALIGNED
 
     def loop(self, unfinished, advance, state):

@@ -55,6 +55,8 @@ def test_there_is_room_for_what_each_stage_keeps():
     beams = Stages(1, 4, 65)
     # The last token of a stage is read in the next one, or never.
     assert beams.stops == [33, 65] and [beams.room(stop) for stop in beams.stops] == [1 + 4 * 32 + 15, 1 + 4 * 64 + 15]
+    assert Stages(2, 256, 4).stops == [2, 3, 4] and Stages(2, 256, 1).stops == [1]
+    assert [Stages(2, 256, count).room(count) for count in (1, 2, 3)] == [272, 272, 528]
     assert Stages(7, 1, 100_000).stops == [25_000, 50_000, 75_000, 100_000]
 
 
