@@ -177,7 +177,7 @@ class Generator:
         tensors = {name: ops.pad(x, ((0, 1), *((0, 0),) * (len(x.shape) - 1))) for name, x in tensors.items()}
         tensors = {name: ops.take(x, rows, axis=0) for name, x in tensors.items()}
         tensors |= {"seed": self._seed_tensor()} if parameters is None else parameters
-        return self._function(max_new_tokens, sampled=parameters is not None)(tensors)[:batch]
+        return self._one_or_several(tensors, batch, max_new_tokens, parameters is not None)[:batch]
 
     def get_config(self):
         """What a generator is made of besides its model, as a dict that can be written as JSON."""
@@ -228,7 +228,9 @@ class Generator:
 
     def _function(self, max_new_tokens, batch=None, sampled=False):
         # One row is compiled apart: only where it is known that there are no others can its products be quick.
-        key = (max_new_tokens, 1 if batch == 1 else None, sampled)
+        rows = None if batch is None else batch * getattr(self.sampler, "width", 1)
+        weights_first = StepProducts.weights_come_first(rows, max_new_tokens, self.model.compute_dtype)
+        key = (max_new_tokens, 1 if batch == 1 else None, sampled, weights_first)
         if key not in self._compiled:
             sources = {name: (x.shape[1:], x.dtype) for name, x in self.graph.source_inputs.items()}
             sources |= {"prompt": ((None,), "int32"), "real": ((None,), "bool")}
@@ -239,12 +241,26 @@ class Generator:
             tensors |= {name: keras.KerasTensor((), dtype) for name, dtype in parameters.items()}
 
             def loop(tensors):
-                return self._loop(tensors, max_new_tokens)
+                return self._loop(tensors, max_new_tokens, weights_first)
 
             self._compiled[key] = compile_function(loop, self.model.variables, tensors, self.jit_compile)
         return self._compiled[key]
 
-    def _loop(self, tensors, max_new_tokens):
+    def _one_or_several(self, tensors, batch, max_new_tokens, sampled):
+        """What the function for one row gives in a graph that is found to have one, else that for several."""
+        several = self._function(max_new_tokens, sampled=sampled)
+        differs = self.jit_compile or getattr(self.sampler, "prompt_lookup", 0)
+        if getattr(self.sampler, "width", 1) > 1 or not differs:
+            return several(tensors)
+        one = self._function(max_new_tokens, 1, sampled)
+
+        def single():
+            sizes = {name: ops.shape(x)[1:] for name, x in tensors.items() if len(x.shape)}
+            return one({**tensors, **{name: ops.reshape(tensors[name], (1, *size)) for name, size in sizes.items()}})
+
+        return ops.cond(ops.equal(batch, 1), single, lambda: several(tensors))
+
+    def _loop(self, tensors, max_new_tokens, weights_first):
         """Encoder, prompt and loop: all that is compiled."""
         prompt, real, seed = (tensors[name] for name in ("prompt", "real", "seed"))
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
@@ -258,7 +274,7 @@ class Generator:
         new = ops.full((ops.shape(prompt)[0], max_new_tokens), self.pad_id, dtype="int32")
         history = History(prompt, real, new, ops.convert_to_tensor(0, "int32"), *self._source(tensors))
         later = history.repeated(beams)
-        products = StepProducts(self.graph) if StepProducts.pay(self.jit_compile) else None
+        products = StepProducts(self.graph, weights_first) if StepProducts.pay(self.jit_compile) else None
 
         def scores_of(logits, history):
             scores = ops.cast(logits, "float32")

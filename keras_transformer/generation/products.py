@@ -1,11 +1,16 @@
 """Products of a step's few rows with the weights, in the order that XLA's CPU compiler is quick at."""
 
+import functools
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_transformer.ops.looping import compiled_by_xla_for_cpu
 
 PARTS = 4
+FEW_ROWS = (4, 64)
+FEW_STEPS = 16
 
 
 class StepProducts:
@@ -14,54 +19,88 @@ class StepProducts:
     XLA leaves the product of one row with a matrix to a single core; as a batch of products of parts of both, all cores
     share it. For one row it also widens int8 weights to int32, four bytes to read for each of one; for two rows it
     reads them as they are. And it would transpose a tied embedding anew at each step, which is done here once, before
-    the first.
+    the first. Several rows are multiplied with the weights on the left where that is quicker: kernels are transposed
+    for it, once as well, and embeddings lie so already.
 
     Args:
         graph: `DecodingGraph`, whose tied embeddings are transposed.
+        weights_first: boolean. Whether the weights are on the left for several rows; then it is the kernels that are.
     """
 
-    def __init__(self, graph):
-        self._transposed = {
-            id(layer): ops.transpose(ops.convert_to_tensor(layer.embeddings))
+    def __init__(self, graph, weights_first=False):
+        embeddings = {
+            id(layer): ops.convert_to_tensor(layer.embeddings)
             for layer in graph.tied_outputs()
             if layer.quantization_mode is None
         }
+        kernels = {
+            id(layer): ops.convert_to_tensor(layer.kernel)
+            for layer in graph.decoder_layers()
+            if weights_first and isinstance(layer, keras.layers.Dense) and layer.quantization_mode is None
+        }
+        transposed = {key: ops.transpose(x) for key, x in (kernels if weights_first else embeddings).items()}
+        self._on_the_left = embeddings | transposed if weights_first else {}  # [M, N], by the ids of their layers
+        self._on_the_right = {} if weights_first else transposed  # [N, M]
 
     @staticmethod
     def pay(jit):
         """Whether XLA compiles for a CPU, and for no others beside it: elsewhere the usual products are as quick."""
         return bool(jit) and keras.distribution.distribution() is None and compiled_by_xla_for_cpu()
 
+    @staticmethod
+    def weights_come_first(rows, steps, dtype):
+        """Whether products of `rows`, None for any number but one, are quicker with the weights on the left.
+
+        They are on a processor whose vectors hold 8 floats, up to three times; with AVX-512, the other order is. There
+        must be enough steps to make up for transposing the kernels.
+        """
+        few = rows is None or FEW_ROWS[0] <= rows <= FEW_ROWS[1]
+        return few and steps >= FEW_STEPS and dtype == "float32" and has_vectors_of_8()
+
     def dense(self, layer, x):
         """`layer(x)` for a `keras.layers.Dense`."""
+        weights = self._on_the_left.get(id(layer))
         if not is_one_row(x):
-            return layer(x)
+            can = weights is not None and is_of(weights, x) and len(x.shape) == 3
+            return finish(layer, from_the_left(weights, x)) if can else layer(x)
         if layer.quantization_mode == "int8":
             return by_two_rows(layer, x)
         if layer.quantization_mode is not None or not can_split(x) or not is_of(layer.kernel, x):
             return layer(x)
-        y = self._product(x, ops.convert_to_tensor(layer.kernel))
-        y = y if layer.bias is None else y + ops.cast(layer.bias, y.dtype)
-        return y if layer.activation is None else layer.activation(y)
+        return finish(layer, by_parts(x, ops.convert_to_tensor(layer.kernel)))
 
     def tied_output(self, layer, x):
         """`layer(x, reverse=True)` for a `keras.layers.ReversibleEmbedding`, or None where the layer is to do it."""
         if layer.quantization_mode == "int8" and is_one_row(x):
             return by_two_rows(layer, x, reverse=True)
-        if id(layer) not in self._transposed or layer.reverse_dtype is not None or not is_of(layer.embeddings, x):
+        left, right = self._on_the_left.get(id(layer)), self._on_the_right.get(id(layer))
+        if (left is None and right is None) or layer.reverse_dtype is not None or not is_of(layer.embeddings, x):
             return None
-        kernel = self._transposed[id(layer)]
-        logits = self._product(x, kernel) if is_one_row(x) and can_split(x) else ops.matmul(x, kernel)
+        if left is not None:
+            logits = from_the_left(left, x)
+        else:
+            logits = by_parts(x, right) if is_one_row(x) and can_split(x) else ops.matmul(x, right)
         cap = layer.logit_soft_cap
         return logits if cap is None else ops.tanh(logits / cap) * cap
 
-    @staticmethod
-    def _product(x, kernel):
-        """`x` [1, 1, N] by `kernel` [N, M]: `[1, 1, M]`."""
-        size, units = kernel.shape
-        x = ops.reshape(x, (PARTS, 1, size // PARTS))
-        kernel = ops.reshape(kernel, (PARTS, size // PARTS, units))
-        return ops.sum(ops.matmul(x, kernel), axis=0, keepdims=True)
+
+def from_the_left(weights, x):
+    """`weights` [M, N] by `x` [B, T, N]: `[B, T, M]`. XLA turns no operand of a product of this form around."""
+    return ops.einsum("mn,btn->btm", weights, x)
+
+
+def by_parts(x, kernel):
+    """`x` [1, 1, N] by `kernel` [N, M]: `[1, 1, M]`."""
+    size, units = kernel.shape
+    x = ops.reshape(x, (PARTS, 1, size // PARTS))
+    kernel = ops.reshape(kernel, (PARTS, size // PARTS, units))
+    return ops.sum(ops.matmul(x, kernel), axis=0, keepdims=True)
+
+
+def finish(layer, y):
+    """What a `Dense` layer makes of the product with its kernel."""
+    y = y if layer.bias is None else y + ops.cast(layer.bias, y.dtype)
+    return y if layer.activation is None else layer.activation(y)
 
 
 def is_one_row(x):
@@ -82,3 +121,11 @@ def by_two_rows(layer, x, **options):
 def is_of(weights, x):
     """Whether both have one dtype, so that nothing needs casting."""
     return keras.backend.standardize_dtype(weights.dtype) == keras.backend.standardize_dtype(x.dtype)
+
+
+@functools.cache
+def has_vectors_of_8():
+    """Whether this processor has AVX2 and not AVX-512."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"]
+    names = {*found.get("baseline", ()), *found.get("found", ())}
+    return bool(names & {"AVX2", "X86_V3"}) and not names & {"AVX512F", "X86_V4"}

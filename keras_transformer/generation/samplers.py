@@ -77,8 +77,8 @@ class Greedy(TokenSampler):
     proposed, and one step checks all of it (prompt-lookup decoding). The tokens are the same with it and without,
     only that products of several tokens round otherwise than those of one, which can decide between two that are
     equally probable to the last digits. It pays for a single row that copies much, such as a text that is edited, by a
-    model that is larger than the processor's caches. A batch of several rows, a SavedModel, and a model whose rotary
-    angles depend on the length go on token by token.
+    model that is larger than the processor's caches. A batch of several rows, and a model whose rotary angles depend on
+    the length go on token by token.
 
     Args:
         prompt_lookup: int. How many tokens are proposed at a time; 0 for none.

@@ -130,16 +130,19 @@ def test_compiled(name):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is TensorFlow's")
 @pytest.mark.compiled
-def test_batches_of_unknown_size_in_a_graph():
+def test_batches_of_unknown_size_in_a_graph(monkeypatch):
     import tensorflow as tf
 
     model = generator_of("learned").model
     generator = Generator(model, sampler=Greedy(3, 1), jit_compile=False)
+    looked_up, looks_up = [], generator._looks_up
+    monkeypatch.setattr(generator, "_looks_up", lambda *x: looked_up.append(looks_up(*x)) or looked_up[-1])
     spec = {"token_ids": tf.TensorSpec((None, None), "int32")}
     serve = tf.function(lambda inputs: generator.generate_tensors(inputs, 8), input_signature=[spec])
     for rows in (1, 3):
         prompts = np.array([PROMPT] * rows, "int32")
-        np.testing.assert_array_equal(serve({"token_ids": prompts}), generator.generate(prompts, 8))
+        np.testing.assert_array_equal(serve({"token_ids": prompts}), Generator(model).generate(prompts, 8))
+    assert sorted(looked_up) == [False, True]
 
 
 def read(text, ahead, size):
