@@ -1,4 +1,5 @@
 import inspect
+import weakref
 
 import keras
 import numpy as np
@@ -24,6 +25,8 @@ from keras_transformer.generation.samplers import Greedy, Sampling
 from keras_transformer.generation.stages import Stages
 from keras_transformer.layers import Placeholders, PositionalEmbedding
 from keras_transformer.scopes import Branches, DecodingScope
+
+_checked = weakref.WeakSet()  # The models whose cached steps were held to the same without a cache.
 
 SAMPLERS = {"greedy": Greedy, "sampling": Sampling, "beam_search": lambda: BeamSearch(4)}
 
@@ -472,7 +475,9 @@ class Generator:
                     )
 
     def _check_cache(self):
-        """Holds cached steps of the model to the same without a cache, so that what mixes positions shows."""
+        """Holds cached steps of the model to the same without a cache, once, so that what mixes positions shows."""
+        if self.model in _checked:
+            return
         sources = {name: probe(x) for name, x in self.graph.source_inputs.items()}
         length = min(
             [4, *(layer.max_length for layer in self.graph.decoder_layers() if getattr(layer, "max_length", None))]
@@ -501,3 +506,4 @@ class Generator:
                 f"one call with {length} tokens and two calls with a cache. Something besides causal attention mixes "
                 f"positions of `{self.graph.token_input}`."
             )
+        _checked.add(self.model)

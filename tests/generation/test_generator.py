@@ -164,6 +164,16 @@ def count_calls(model):
     return calls
 
 
+def test_a_models_cache_is_checked_once():
+    model = decoder_only()
+    calls = count_calls(model)
+    make(model)
+    assert calls
+    calls.clear()
+    make(model, BeamSearch(2))
+    assert not calls
+
+
 @pytest.mark.compiled
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch runs step by step: there is nothing to trace")
 def test_a_second_call_traces_nothing_and_prompts_of_5_to_64_tokens_trace_at_most_twice():
