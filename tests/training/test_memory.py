@@ -25,7 +25,8 @@ def test_half_precision_learns_as_float32_does():
     last = {}
     for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
         model = model_of(policy, dropout=0.0)
-        model.compile(keras.optimizers.Adam(1e-2), kt.training.SmoothedCrossEntropy(0.0))
+        # A loss that falls fast makes much of a lag by rounding, which depends on the processor.
+        model.compile(keras.optimizers.Adam(3e-3), kt.training.SmoothedCrossEntropy(0.0))
         scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         assert scaled is (policy == "mixed_float16")
         losses = model.fit(inputs, labels, batch_size=16, epochs=12, verbose=0).history["loss"]
@@ -33,7 +34,7 @@ def test_half_precision_learns_as_float32_does():
         assert all(keras.backend.standardize_dtype(weight.dtype) == "float32" for weight in model.trainable_weights)
         last[policy] = losses[-1]
         assert last[policy] < 0.8 * losses[0]
-    assert max(last.values()) == pytest.approx(min(last.values()), rel=0.05)  # Processors round differently.
+    assert max(last.values()) == pytest.approx(min(last.values()), rel=0.005)
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch():
