@@ -231,8 +231,9 @@ class Generator:
 
     def _function(self, max_new_tokens, batch=None, sampled=False):
         # One row is compiled apart: only where it is known that there are no others can its products be quick.
-        rows = None if batch is None else batch * getattr(self.sampler, "width", 1)
-        weights_first = StepProducts.weights_come_first(rows, max_new_tokens, self.model.compute_dtype)
+        rows = None if batch is None else batch * self._beams
+        dtype = self.model.compute_dtype
+        weights_first = bool(self.jit_compile) and StepProducts.weights_come_first(rows, max_new_tokens, dtype)
         key = (max_new_tokens, 1 if batch == 1 else None, sampled, weights_first)
         if key not in self._compiled:
             sources = {name: (x.shape[1:], x.dtype) for name, x in self.graph.source_inputs.items()}
@@ -253,22 +254,25 @@ class Generator:
         """What the function for one row gives in a graph that is found to have one, else that for several."""
         several = self._function(max_new_tokens, sampled=sampled)
         differs = self.jit_compile or getattr(self.sampler, "prompt_lookup", 0)
-        if getattr(self.sampler, "width", 1) > 1 or not differs:
+        if self._beams > 1 or not differs:
             return several(tensors)
         one = self._function(max_new_tokens, 1, sampled)
 
-        def single():
-            sizes = {name: ops.shape(x)[1:] for name, x in tensors.items() if len(x.shape)}
-            return one({**tensors, **{name: ops.reshape(tensors[name], (1, *size)) for name, size in sizes.items()}})
+        def known_as_one(x):
+            return ops.reshape(x, (1, *ops.shape(x)[1:])) if len(x.shape) else x
 
-        return ops.cond(ops.equal(batch, 1), single, lambda: several(tensors))
+        return ops.cond(
+            ops.equal(batch, 1),
+            lambda: one({name: known_as_one(x) for name, x in tensors.items()}),
+            lambda: several(tensors),
+        )
 
     def _loop(self, tensors, max_new_tokens, weights_first):
         """Encoder, prompt and loop: all that is compiled."""
         prompt, real, seed = (tensors[name] for name in ("prompt", "real", "seed"))
         boundary = self.graph.encode({name: tensors[name] for name in self.graph.source_inputs})
         length = ops.shape(prompt)[1]
-        beams = getattr(self.sampler, "width", 1)
+        beams = self._beams
         looks_up = self._looks_up(prompt, max_new_tokens)
         grows = not looks_up and "stages" in inspect.signature(self.sampler.search).parameters
         stages = Stages(length, beams, max_new_tokens, grows)
@@ -319,6 +323,10 @@ class Generator:
             return tensors["prompt"], tensors["real"]
         ids, mask = tensors[self._source_name], mask_name(self._source_name)
         return ids, ops.cast(tensors[mask], "bool") if mask in tensors else ids != self.pad_id
+
+    @property
+    def _beams(self):
+        return getattr(self.sampler, "width", 1)
 
     def _seed(self):
         seed = getattr(self.sampler, "seed", 0)
