@@ -83,17 +83,59 @@ def _jax_attention(query, key, value, causal, padding, scale, otherwise):
 
     if padding is None:
         return attend(query, key, value, None)
-    # The kernel knows how many keys of a row are real, not which: padding at the end. The rest is seldom, and must not
-    # keep anything for the gradient, for which there would have to be room whether it is taken or not.
-    padding = ops.broadcast_to(padding, (query.shape[0], key.shape[2]))
-    lengths = ops.sum(ops.cast(padding, "int32"), axis=-1)  # [B]
-    at_the_end = ops.all(padding == (ops.arange(padding.shape[1]) < lengths[:, None]))
 
-    def with_lengths(query, key, value, padding):
+    # The kernel knows how many keys of a row are real, not which: padding at the end.
+    def by_lengths(query, key, value, padding):
+        lengths = ops.sum(ops.cast(padding, "int32"), axis=-1)  # [B]
         output = attend(query, key, value, ops.maximum(lengths, 1))
         return ops.where(lengths[:, None, None, None] > 0, output, ops.zeros_like(output))
 
-    return jax.lax.cond(at_the_end, with_lengths, jax.checkpoint(otherwise), query, key, value, padding)
+    padding = ops.broadcast_to(padding, (query.shape[0], key.shape[2]))
+    if causal:
+        return _mended(by_lengths, otherwise)(query, key, value, padding)
+    order = ops.argsort(ops.logical_not(padding), axis=-1)  # A stable one: real keys come first.
+    key, value = (_in_order(x, order) for x in (key, value))
+    return by_lengths(query, key, value, padding)
+
+
+def _in_order(x, order):
+    """Keys or values [B, K, S, D] in another order [B, S], each once, which the gradient need not add up for."""
+    import jax
+
+    taken = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
+    return ops.transpose(taken(ops.transpose(x, (0, 2, 1, 3)), order), (0, 2, 1, 3))
+
+
+def _mended(by_lengths, otherwise):
+    """The function `by_lengths`, and in its place `otherwise` where a row's padding is not at its end.
+
+    The kernel computes in any case, and what it got wrong, which is seldom, is computed again, its gradient as well.
+    A choice between the two would cost more: XLA copies what goes into it, what comes out of it, and what it keeps for
+    the gradient. A loop of no or one round changes its results in place.
+    """
+    import jax
+
+    def mended(results, padding, function):
+        lengths = ops.sum(ops.cast(padding, "int32"), axis=-1, keepdims=True)  # [B, 1]
+        wrong = ops.any(padding != (ops.arange(padding.shape[1]) < lengths))
+        return jax.lax.while_loop(lambda state: state[0], lambda _: (False, function()), (wrong, results))[1]
+
+    def forward(query, key, value, padding):
+        output, derive = jax.vjp(lambda *x: by_lengths(*x, padding), query, key, value)
+        output = mended(output, padding, lambda: otherwise(query, key, value, padding))
+        return output, (derive, query, key, value, padding)
+
+    def backward(kept, upstream):
+        derive, query, key, value, padding = kept
+
+        def derive_otherwise():
+            return jax.vjp(lambda *x: otherwise(*x, padding), query, key, value)[1](upstream)
+
+        return *mended(derive(upstream), padding, derive_otherwise), None
+
+    attention = jax.custom_vjp(lambda *x: forward(*x)[0])
+    attention.defvjp(forward, backward)
+    return attention
 
 
 def _with_even_length(x):

@@ -166,3 +166,20 @@ def test_layers_tell_kernels_of_causality_and_padding(as_on_a_gpu, monkeypatch):
     kt.layers.MultiHeadSelfAttention(2, causal=True, sliding_window=3)(x)
     kt.layers.MultiHeadSelfAttention(2)(x, attention_mask=np.ones((3, LENGTH, LENGTH), bool))
     assert len(told) == 5
+
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    @pytest.mark.parametrize("padded", [False, True])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_the_gpu_is_asked_only_where_it_must_be(as_on_a_gpu, causal, padded):
+        """A branch costs more than attention does: XLA waits for the GPU to know which to take."""
+        padding = ops.convert_to_tensor(PADDINGS["inside"]) if padded else None
+
+        def loss(*values):
+            return ops.sum(dot_product_attention(*values, kernel="fused", causal=causal, padding=padding))
+
+        program = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*drawn(2, "bfloat16")))
+        assert "cond[" not in program
+        assert program.count("while[") == (2 if causal and padded else 0)
