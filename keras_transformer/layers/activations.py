@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_transformer.ops.slopes import activate_smoothly
+
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
 def gelu_tanh(x):
@@ -65,6 +67,9 @@ def relu_squared(x):
     [0.0, 9.0]
     """
     return ops.square(ops.relu(x))
+
+
+SMOOTH = (keras.activations.gelu, keras.activations.silu, gelu_tanh, quick_gelu)
 
 
 class GatedActivation:
@@ -133,6 +138,8 @@ def get_activation(activation, gated):
 
 def activate(activation, up, gate=None):
     """The hidden layer that an activation makes of its one projection, or of two where there is a gate."""
-    if gate is None:
-        return activation(up)
-    return activation(gate, up) if isinstance(activation, GatedActivation) else activation(gate) * up
+    if isinstance(activation, GatedActivation):
+        return activation(gate, up)
+    x = up if gate is None else gate
+    hidden = activate_smoothly(activation, x) if activation in SMOOTH else activation(x)
+    return hidden if gate is None else hidden * up
