@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--limit", type=float, default=600, help="seconds after which no case begins (default: 600)")
     parser.add_argument("--patience", type=float, default=150, help="seconds that compiling may take (default: 150)")
     parser.add_argument("--batch", type=int, help="batch of the training cases (default: that of each)")
-    parser.add_argument("--packed", action="store_true", help="build our models so that no token id is padding")
+    parser.add_argument("--packed", action="store_true", help="train our language model with no mask, as its peer")
     parser.add_argument("--no-peers", action="store_true", help="time this library alone")
     parser.add_argument("--small", action="store_true", help="toy sizes, which a CPU can run")
     parser.add_argument("--output", type=Path, help="JSON file, written anew after each case")

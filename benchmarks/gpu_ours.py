@@ -35,7 +35,7 @@ def matmul(s, backend):
 
 def gpt2(s, backend):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = padding_free(language_model(s)) if s["packed"] else language_model(s)
+    model = language_model(s, mask_zero=not s["packed"])
     tokens = np.random.default_rng(0).integers(1, s["vocabulary"], (s["batch"], s["length"] + 1)).astype("int32")
     return training(model, kt.training.SmoothedCrossEntropy(0.0), tokens[:, :-1], tokens[:, 1:], backend)
 
@@ -62,7 +62,6 @@ def translation(s, backend):
     random = np.random.default_rng(0)
     source = random.integers(1, s["vocabulary"], (s["batch"], s["length"])).astype("int32")
     target = random.integers(1, s["vocabulary"], (s["batch"], s["length"] + 1)).astype("int32")
-    model = padding_free(model) if s["packed"] else model
     x = {"source_ids": source, "target_ids": target[:, :-1]}
     return training(model, kt.training.SmoothedCrossEntropy(0.0), x, target[:, 1:], backend)
 
@@ -86,19 +85,11 @@ def generate(s, backend):
     return {f" batch {batch}": way(batch) for batch in s["batches"]}
 
 
-def language_model(s):
+def language_model(s, mask_zero=True):
     return kt.models.causal_lm(
         s["vocabulary"], dim=s["dim"], depth=s["depth"], num_heads=s["heads"], max_length=s["length"],
-        position="learned", dropout=0.0,
+        position="learned", activation=kt.layers.gelu_tanh, dropout=0.0, mask_zero=mask_zero,
     )  # fmt: skip
-
-
-def padding_free(model):
-    """The model with every token id a word: text in one piece has no padding, and no mask travels."""
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Embedding):
-            layer.mask_zero = False
-    return model
 
 
 def training(model, loss, x, y, backend):

@@ -25,11 +25,12 @@ def causal_lm(
     dropout=0.1,
     tied_output=True,
     remat=False,
+    mask_zero=True,
     name="causal_lm",
 ):
     """A language model: a decoder that reads tokens and tells which comes next, as a functional model.
 
-    Token id 0 is padding, which nothing attends to.
+    Token id 0 is padding, which nothing attends to, unless `mask_zero=False`.
 
     Args:
         vocabulary_size: int. Number of tokens, padding included.
@@ -45,6 +46,8 @@ def causal_lm(
         dropout: float. Dropout of the embeddings, of attention weights and of each sublayer's result.
         tied_output: boolean. Whether the embedding is also the output projection.
         remat: boolean. Whether blocks keep nothing for the gradient but what comes in, as in `EncoderBlock`.
+        mask_zero: boolean. Whether token id 0 is padding. Windows of a text have none, and without a mask a step of
+            training GPT-2 on a GPU with JAX takes an eighth less time. The loss has a `pad_id` of its own.
         name: str. Name of the model.
 
     Returns:
@@ -80,7 +83,7 @@ def causal_lm(
 
     kind = ReversibleEmbedding if tied_output else keras.layers.Embedding
     initializer = keras.initializers.RandomNormal(stddev=0.02)
-    embedding = kind(vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=True, name="embedding")
+    embedding = kind(vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=mask_zero, name="embedding")
     rotary = RotaryEmbedding() if position == "rotary" else None
     attention = MultiHeadSelfAttention(num_heads, causal=True, position=rotary, dropout=dropout)
     feed_forward = FeedForward(hidden_dim or 4 * dim, activation, gated=gated)

@@ -82,3 +82,18 @@ BAD_INPUT = {
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         kt.models.causal_lm(9, **arguments)
+
+
+def test_without_a_mask_no_token_is_padding(tmp_path):
+    masked, free = (kt.models.causal_lm(50, **SIZES, mask_zero=mask_zero) for mask_zero in (True, False))
+    free.set_weights(masked.get_weights())
+    ids = tokens()
+    np.testing.assert_allclose(logits_of(free, ids), logits_of(masked, ids), atol=1e-5)
+    ids[:, 3] = 0
+    assert np.abs(logits_of(free, ids)[:, 4:] - logits_of(masked, ids)[:, 4:]).max() > 1e-3
+    free.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(logits_of(loaded, ids), logits_of(free, ids), atol=1e-5)
+    prompts = [[5, 6, 7], [8]]
+    generated = [kt.generation.Generator(model).generate(prompts, max_new_tokens=5) for model in (masked, loaded)]
+    np.testing.assert_array_equal(*generated)
