@@ -1,11 +1,11 @@
 """What a call carries besides its tensors: a key-value cache, a recording.
 
 A scope is ambient: layers ask for the current one while they are called, and blocks and models know nothing of it.
-Scopes live in context variables, so threads do not see each other's.
+Threads do not see each other's scopes.
 """
 
 import contextlib
-import contextvars
+import threading
 
 from keras import ops
 
@@ -13,8 +13,14 @@ from keras_transformer.ops.masks import first_real
 
 __all__ = ["DecodingScope", "RecordingScope"]
 
-_decoding = contextvars.ContextVar("keras_transformer_decoding_scope", default=None)
-_recording = contextvars.ContextVar("keras_transformer_recording_scope", default=None)
+
+class _Current(threading.local):
+    """The current scope of each thread, which torch can read while it compiles; a context variable it cannot."""
+
+    scope = None
+
+
+_decoding, _recording = _Current(), _Current()
 
 
 class Scope:
@@ -24,15 +30,16 @@ class Scope:
 
     def __init__(self):
         self._calls = {}
-        self._token = None
+        self._outer = []
 
     def __enter__(self):
         self._calls = {}
-        self._token = self._current.set(self)
+        self._outer.append(self._current.scope)
+        self._current.scope = self
         return self
 
     def __exit__(self, *_):
-        self._current.reset(self._token)
+        self._current.scope = self._outer.pop()
 
     def call_name(self, layer):
         """Path of `layer`; from its second call under this scope on followed by `@1`, `@2`, ..."""
@@ -335,17 +342,17 @@ def _own_path(layer):
 
 def decoding():
     """The current `DecodingScope`, or None."""
-    return _decoding.get()
+    return _decoding.scope
 
 
 def recording():
     """The current `RecordingScope`, or None."""
-    return _recording.get()
+    return _recording.scope
 
 
 def products():
     """The products of the current `DecodingScope`, or None."""
-    scope = _decoding.get()
+    scope = _decoding.scope
     return None if scope is None else scope.products
 
 
@@ -357,7 +364,7 @@ def project(layer, x):
 
 def record(layer, name, value, *sources):
     """Names what `layer` has made from `sources`, if a `RecordingScope` is open; returns it, which may be None."""
-    scope = _recording.get()
+    scope = _recording.scope
     if scope is not None and value is not None:
         scope.record(layer, name, value, sources)
     return value

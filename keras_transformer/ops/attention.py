@@ -225,7 +225,9 @@ def _fused(query, key, value, mask, bias, scale):
     if key_heads != heads:
         key, value = (ops.repeat(x, heads // key_heads, axis=1) for x in (key, value))
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    output = ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+    # Keras would ask torch which kernel takes these, which torch cannot compile and chooses by itself as well.
+    flash = False if keras.backend.backend() == "torch" else None
+    output = ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, flash_attention=flash)
     output = ops.cast(ops.transpose(output, (0, 2, 1, 3)), dtype)
     return output if attends is None else ops.where(attends, output, ops.zeros_like(output))
 

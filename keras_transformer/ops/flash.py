@@ -156,7 +156,7 @@ def _torch_kernel_takes(query, padding):
         return False
     if padding is None:
         return True
-    if padding.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if type(padding) is not torch.Tensor or padding.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     # Asking waits for the device: once a mask, not once a layer.
     if not hasattr(padding, "_all_are_real"):

@@ -4,6 +4,7 @@ from keras_transformer.training.adapters import add_adapters, load_adapters, mer
 from keras_transformer.training.attention_images import AttentionImages
 from keras_transformer.training.calibration import gptq_config
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
+from keras_transformer.training.compilation import compile_step
 from keras_transformer.training.ctc import CTCLoss
 from keras_transformer.training.losses import SmoothedCrossEntropy
 from keras_transformer.training.metrics import Perplexity, TokenAccuracy
@@ -21,6 +22,7 @@ __all__ = [
     "SmoothedCrossEntropy",
     "TokenAccuracy",
     "add_adapters",
+    "compile_step",
     "gptq_config",
     "load_adapters",
     "merge_adapters",

@@ -294,3 +294,13 @@ def test_a_mask_reaches_the_layer_beside_other_tensors(layer):
     expected = as_numpy(layer(x, mask=ops.convert_to_tensor(SOURCE_MASK)))
     assert not np.allclose(as_numpy(layer(random(2, 6, 8))), expected)
     np.testing.assert_allclose(as_numpy(layer(x, attention_bias=bias)), expected, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch alone compiles by reading Python")
+def test_torch_compiles_attention_under_padding_in_one_graph():
+    import torch
+
+    layer, x, mask = MultiHeadSelfAttention(2, causal=True), torch.ones((2, 3, 8)), torch.tensor([[True, True, False]])
+    expected = layer(x, mask=mask)
+    whole = torch.compile(lambda x: layer(x, mask=mask), backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x), expected)
