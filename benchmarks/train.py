@@ -6,7 +6,8 @@ For each case one process of this library, one of KerasHub and one of torch buil
 are timed in turn, again and again, each alone. A step is one of `Model.fit` with AdamW (of a loop by hand on torch).
 This library and KerasHub run with and without XLA, torch with and without `torch.compile`, and the better way of each
 counts. Dropout is in the same places everywhere: on attention weights and on what the attention and the feed-forward
-network add (in the vision transformer inside the latter as well).
+network add (in the vision transformer inside the latter as well). The process of this library keeps the memory that a
+step frees, as the examples do; `--keep-memory all` has its peers do so, too, and `--keep-memory none` nobody.
 
 A ratio above 1 says that this library is faster. Times are medians of steps with first and third quartile; the
 quartiles of a ratio are those of the turns, each side's median to the other's. The share of a step is the arithmetic
@@ -43,6 +44,8 @@ FLOPS = {
     "vit": flops.vision_transformer,
     "causal_lm": flops.causal_lm,
 }
+# What `kt.training.keep_memory()` tells the allocator, for processes that do not have it.
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(64 * 2**20), "MALLOC_MMAP_MAX_": "0"}
 MATRICES = {False: (1024, 2048), True: (64, 128)}  # Sizes of the products, whether small or not.
 
 
@@ -55,6 +58,9 @@ def main():
     parser.add_argument("--dropouts", nargs="+", type=float, default=[0.1], help="rates of dropout (default: 0.1)")
     parser.add_argument("--sides", nargs="+", choices=("ours", "keras_hub", "torch"),
                         default=["ours", "keras_hub", "torch"], help="default: all")  # fmt: skip
+    parser.add_argument("--keep-memory", choices=("ours", "all", "none"), default="ours",
+                        help="who keeps what a step frees: ours by `kt.training.keep_memory()` (default), or its peers "
+                        "as well, by variables of the environment")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=1.0, help="each turn of timing lasts so long (default: 1)")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--patience", type=float, default=300, help="seconds that compiling may take (default: 300)")
@@ -79,8 +85,9 @@ def main():
 def measure_case(case, dropout, arguments):
     sizes = (SMALL if arguments.small else SIZES)[case]
     command = [__file__, "--cases", case, "--dropouts", str(dropout), "--backend", arguments.backend]
-    command += ["--small"] * arguments.small
+    command += ["--keep-memory", arguments.keep_memory] + ["--small"] * arguments.small
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": arguments.backend}
+    environment |= KEPT if arguments.keep_memory == "all" else {}
     workers = [Worker(side, [*command, "--side", side], environment) for side in arguments.sides]
     result = measure(workers, arguments.seconds, arguments.repeat, arguments.patience)
     rates = {
@@ -88,8 +95,9 @@ def measure_case(case, dropout, arguments):
         for name, way in result["ways"].items()
         if " matmul " in name
     }
-    return {"sizes": sizes, "dropout": dropout, "backend": arguments.backend, "flops": FLOPS[case](sizes),
-            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "matrix_rates": rates, **result}  # fmt: skip
+    return {"sizes": sizes, "dropout": dropout, "backend": arguments.backend, "keep_memory": arguments.keep_memory,
+            "flops": FLOPS[case](sizes), "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "matrix_rates": rates,
+            **result}  # fmt: skip
 
 
 def ways_of(arguments):
@@ -98,6 +106,10 @@ def ways_of(arguments):
         import train_torch as side
     else:
         import train_keras as side
+    if arguments.side == "ours" and arguments.keep_memory != "none":
+        import keras_transformer
+
+        keras_transformer.training.keep_memory()
     (case,), (dropout,) = arguments.cases, arguments.dropouts
     sizes = {**(SMALL if arguments.small else SIZES)[case], "dropout": dropout}
     ways = side.training(case, sizes, arguments.side)
@@ -121,7 +133,8 @@ def report(name, result):
         result["ratios"] = {}
         for side in sorted(set(best) - {"ours"}):
             pairs = zip(ways[best[side]]["turns"], ours["turns"], strict=False)
-            quartiles = statistics.quantiles([theirs / own for theirs, own in pairs], n=4)
+            turns = [theirs / own for theirs, own in pairs]
+            quartiles = statistics.quantiles(turns, n=4) if len(turns) > 1 else 3 * turns
             ratio = ways[best[side]]["seconds"] / ours["seconds"]
             result["ratios"][side] = {"ratio": ratio, "quartiles": [quartiles[0], quartiles[2]]}
             print(f"  {ratio:.2f} x {side} ({quartiles[0]:.2f} to {quartiles[2]:.2f}): {best['ours']}, {best[side]}")

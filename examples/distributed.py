@@ -171,6 +171,7 @@ def main():
 
     import keras_transformer as kt
 
+    kt.training.keep_memory()
     output, here = arguments.output, ("output", "processes", "hosts", "rank", "model_parallel")
     record = {name: value for name, value in vars(arguments).items() if name not in here}
     try:

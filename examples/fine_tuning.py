@@ -148,6 +148,7 @@ def draw_loss(before, history, path):
 
 def main():
     parser, arguments = parse_arguments()
+    kt.training.keep_memory()
     output, source = arguments.output, arguments.checkpoint or arguments.output / "base"
     keras.utils.set_random_seed(arguments.seed)
     try:

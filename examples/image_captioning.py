@@ -141,6 +141,7 @@ def draw_captions(images, answers, captions, path):
 
 def main():
     parser, arguments, recipe = parse_arguments()
+    kt.training.keep_memory()
     output = arguments.output
     keras.utils.set_random_seed(arguments.seed)
     try:

@@ -139,6 +139,7 @@ def draw_samples(images, truth, answers, path):
 
 def main():
     parser, arguments, recipe = parse_arguments()
+    kt.training.keep_memory()
     output = arguments.output
     keras.utils.set_random_seed(arguments.seed)
     try:

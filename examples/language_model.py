@@ -125,6 +125,7 @@ def draw_curves(history, path):
 
 def main():
     parser, arguments = parse_arguments()
+    kt.training.keep_memory()
     recipe, output = RECIPES[arguments.recipe], arguments.output
     recipe = recipe._replace(position=arguments.position or recipe.position, steps=arguments.steps or recipe.steps)
     middle_rate = 0.5 if arguments.fill_in_the_middle else 0.0

@@ -117,6 +117,7 @@ def draw_sound(pipeline, recording, answer, path):
 
 def main():
     parser, arguments = parse_arguments()
+    kt.training.keep_memory()
     output = arguments.output
     keras.utils.set_random_seed(arguments.seed)
     try:

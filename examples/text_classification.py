@@ -150,6 +150,7 @@ def draw_confusion(truth, answers, labels, path):
 
 def main():
     parser, arguments, recipe = parse_arguments()
+    kt.training.keep_memory()
     output = arguments.output
     keras.utils.set_random_seed(arguments.seed)
     try:

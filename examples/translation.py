@@ -162,6 +162,7 @@ def draw_curves(log, path):
 
 def main():
     parser, arguments = parse_arguments()
+    kt.training.keep_memory()
     recipe, output = RECIPES[arguments.config], arguments.output
     record = {name: value for name, value in vars(arguments).items() if name != "output"}
     try:

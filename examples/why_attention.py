@@ -150,6 +150,7 @@ def draw(results, distances, path):
 
 def main():
     arguments = parse_arguments()
+    kt.training.keep_memory()
     arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
     results, distances = {}, arguments.distances

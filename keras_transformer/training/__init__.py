@@ -1,6 +1,7 @@
 """What training a Transformer needs beside Keras' own parts: a schedule, a loss, metrics and callbacks."""
 
 from keras_transformer.training.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
+from keras_transformer.training.allocation import keep_memory
 from keras_transformer.training.attention_images import AttentionImages
 from keras_transformer.training.calibration import gptq_config
 from keras_transformer.training.callbacks import AverageWeights, BleuScore
@@ -24,6 +25,7 @@ __all__ = [
     "add_adapters",
     "compile_step",
     "gptq_config",
+    "keep_memory",
     "load_adapters",
     "merge_adapters",
     "save_adapters",
