@@ -47,6 +47,7 @@ def compilation():
     import keras
 
     from keras_transformer.generation import generator
+    from keras_transformer.training import allocation
 
     by_default = {name: getattr(generator, name) for name in ("can_jit", "compile_function")}
 
@@ -62,6 +63,7 @@ def compilation():
         return make_train_function(model, force)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "SETTINGS", {})  # Examples would have a process of many tests keep all it took.
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
