@@ -13,7 +13,7 @@ def keep_memory():
 
     A step of training takes hundreds of megabytes for what it computes, and frees them. glibc's allocator gives blocks
     of that size back to the system at once, which has to clear each of their pages when the next step takes it: for a
-    small encoder on TensorFlow that is a fifth of a step's time. Here they stay with the process, whose size falls no
+    small encoder on TensorFlow that is a quarter of a step's time. Here they stay with the process, whose size falls no
     more below the most that it ever took.
 
     It matters for generation as well. On a GPU, whose memory every backend keeps by itself, it does no harm. Variables
