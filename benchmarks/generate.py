@@ -8,7 +8,8 @@ so that all do the same work. For each case every side builds and compiles in a 
 timed in turn, again and again, each alone. A ratio is the time of the peer over that of this library: above 1 this
 library is faster. Its range is that between opposite quartiles. `same` is the share of tokens that are those of
 transformers, which greedy and beam search must agree on. At batch 1 each token has to read all weights once: the
-limit is how often the memory can do that. `--small` runs everything at toy sizes.
+limit is how often the memory can do that. The processes of this library keep the memory that a call frees;
+`--keep-memory all` has its peers do so, too, and `--keep-memory none` nobody. `--small` runs everything at toy sizes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Worker, measure, serve
+from side_by_side import Worker, add_keep_memory, keep_memory, kept_by_all, measure, serve
 
 SIZES = {"dim": 512, "depth": 6, "heads": 8, "vocabulary": 8000, "prompt": 32, "tokens": 64}
 SMALL = {"dim": 64, "depth": 2, "heads": 4, "vocabulary": 512, "prompt": 32, "tokens": 8}
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="default: all")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="default: all")
     parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"), help="of this library")
+    add_keep_memory(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="each turn of timing lasts so long (default: 2)")
     parser.add_argument("--repeat", type=int, default=2, help="turns of each (default: 2)")
     parser.add_argument("--patience", type=float, default=120, help="seconds that compiling may take (default: 120)")
@@ -70,6 +72,7 @@ def work(arguments, sizes):
         except ImportError as error:
             sys.exit(str(error))
         return
+    keep_memory(arguments)
     (case,) = arguments.cases
     kind, batch = case.split()
     serve(lambda: generate_sides.ways_of(arguments.side, kind, int(batch), sizes, arguments.directory))
@@ -80,11 +83,16 @@ def measure_case(case, arguments, sizes, directory):
     sides += ["memory"] * (case.split()[1] == "1")
     backends = {"ours": arguments.backend, "ours-int8": arguments.backend, "keras-hub": "tensorflow"}
     workers = []
+    options = ["--keep-memory", arguments.keep_memory] + ["--small"] * arguments.small
     for side in sides:
-        command = [__file__, "--side", side, "--cases", case, "--directory", str(directory)]
+        command = [__file__, "--side", side, "--cases", case, "--directory", str(directory), *options]
         environment = {"KERAS_BACKEND": backends.get(side, "torch"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        workers.append(Worker(side, command + ["--small"] * arguments.small, environment))
-    result = {"backend": arguments.backend, **measure(workers, arguments.seconds, arguments.repeat, arguments.patience)}
+        workers.append(Worker(side, command, environment | kept_by_all(arguments)))
+    result = {
+        "backend": arguments.backend,
+        "keep_memory": arguments.keep_memory,
+        **measure(workers, arguments.seconds, arguments.repeat, arguments.patience),
+    }
     tokens = {side: path for side in sides if (path := directory / f"{side} {case}.npy").exists()}
     tokens = {side: np.load(path) for side, path in tokens.items()}
     if "transformers" in tokens and not case.startswith("sampling"):

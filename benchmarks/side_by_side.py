@@ -2,7 +2,8 @@
 
 A script starts a `Worker` for each side, by its own command line with another argument, and hands them to `measure`; in
 the worker's process it calls `serve` with a function that builds the ways to be timed. A way is a function that runs a
-block of work and returns the seconds of a unit of it.
+block of work and returns the seconds of a unit of it. `add_keep_memory` and `keep_memory` are for who keeps the memory
+that a step frees.
 """
 
 import json
@@ -17,6 +18,28 @@ import traceback
 from pathlib import Path
 
 MARK = "@@"  # What a worker has to say stands in lines that begin so; the rest is its log.
+# What `kt.training.keep_memory()` tells the allocator, for processes that do not have it.
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(64 * 2**20), "MALLOC_MMAP_MAX_": "0"}
+
+
+def add_keep_memory(parser):
+    """The option that says which sides keep what a step frees; `kept_by_all` and `keep_memory` do what it says."""
+    parser.add_argument("--keep-memory", choices=("ours", "all", "none"), default="ours",
+                        help="who keeps what a step frees: ours by `kt.training.keep_memory()` (default), or its peers "
+                        "as well, by variables of the environment")  # fmt: skip
+
+
+def kept_by_all(arguments):
+    """Environment variables for every worker."""
+    return KEPT if arguments.keep_memory == "all" else {}
+
+
+def keep_memory(arguments):
+    """What the worker's process of this library does first."""
+    if arguments.side.startswith("ours") and arguments.keep_memory != "none":
+        import keras_transformer
+
+        keras_transformer.training.keep_memory()
 
 
 def measure(workers, seconds, repeat, patience):

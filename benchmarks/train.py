@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import flops
-from side_by_side import Worker, measure, serve
+from side_by_side import Worker, add_keep_memory, keep_memory, kept_by_all, measure, serve
 
 SIZES = {
     "encoder": {"batch": 16, "length": 128, "dim": 256, "depth": 4, "heads": 8, "hidden": 1024, "classes": 10},
@@ -44,8 +44,6 @@ FLOPS = {
     "vit": flops.vision_transformer,
     "causal_lm": flops.causal_lm,
 }
-# What `kt.training.keep_memory()` tells the allocator, for processes that do not have it.
-KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(64 * 2**20), "MALLOC_MMAP_MAX_": "0"}
 MATRICES = {False: (1024, 2048), True: (64, 128)}  # Sizes of the products, whether small or not.
 
 
@@ -58,9 +56,7 @@ def main():
     parser.add_argument("--dropouts", nargs="+", type=float, default=[0.1], help="rates of dropout (default: 0.1)")
     parser.add_argument("--sides", nargs="+", choices=("ours", "keras_hub", "torch"),
                         default=["ours", "keras_hub", "torch"], help="default: all")  # fmt: skip
-    parser.add_argument("--keep-memory", choices=("ours", "all", "none"), default="ours",
-                        help="who keeps what a step frees: ours by `kt.training.keep_memory()` (default), or its peers "
-                        "as well, by variables of the environment")  # fmt: skip
+    add_keep_memory(parser)
     parser.add_argument("--seconds", type=float, default=1.0, help="each turn of timing lasts so long (default: 1)")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--patience", type=float, default=300, help="seconds that compiling may take (default: 300)")
@@ -86,8 +82,7 @@ def measure_case(case, dropout, arguments):
     sizes = (SMALL if arguments.small else SIZES)[case]
     command = [__file__, "--cases", case, "--dropouts", str(dropout), "--backend", arguments.backend]
     command += ["--keep-memory", arguments.keep_memory] + ["--small"] * arguments.small
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": arguments.backend}
-    environment |= KEPT if arguments.keep_memory == "all" else {}
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": arguments.backend} | kept_by_all(arguments)
     workers = [Worker(side, [*command, "--side", side], environment) for side in arguments.sides]
     result = measure(workers, arguments.seconds, arguments.repeat, arguments.patience)
     rates = {
@@ -106,10 +101,7 @@ def ways_of(arguments):
         import train_torch as side
     else:
         import train_keras as side
-    if arguments.side == "ours" and arguments.keep_memory != "none":
-        import keras_transformer
-
-        keras_transformer.training.keep_memory()
+    keep_memory(arguments)
     (case,), (dropout,) = arguments.cases, arguments.dropouts
     sizes = {**(SMALL if arguments.small else SIZES)[case], "dropout": dropout}
     ways = side.training(case, sizes, arguments.side)
