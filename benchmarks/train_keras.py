@@ -53,7 +53,7 @@ def ours(s):
     def embed(ids):
         embedding = keras.layers.ReversibleEmbedding(s["vocabulary"], s["dim"], mask_zero=True)
         x = layers.PositionalEmbedding("learned", s["length"])(embedding(ids))
-        return keras.layers.Dropout(dropout)(x), embedding
+        return layers.Dropout(dropout)(x), embedding
 
     def vit(images):
         model = kt.models.vision_transformer(

@@ -4,6 +4,7 @@ from keras_transformer.layers.activations import ClampedSwiGLU, gelu_tanh, quick
 from keras_transformer.layers.attention import CrossAttention, MultiHeadSelfAttention
 from keras_transformer.layers.bias import Bias
 from keras_transformer.layers.blocks import DecoderBlock, EncoderBlock
+from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.embedding import PositionalEmbedding, ReversibleEmbedding
 from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.layers.logit_scale import LogitScale
@@ -22,6 +23,7 @@ __all__ = [
     "ClampedSwiGLU",
     "CrossAttention",
     "DecoderBlock",
+    "Dropout",
     "EncoderBlock",
     "FeedForward",
     "FrameSubsampling",

@@ -36,9 +36,8 @@ class Dropout(keras.layers.Dropout):
 
     Example:
 
-    >>> import numpy as np
-    >>> from keras_transformer.layers.dropout import Dropout
-    >>> y = keras.ops.convert_to_numpy(Dropout(0.5, seed=1)(np.ones((64, 64), "float32"), training=True))
+    >>> import numpy as np, keras_transformer as kt
+    >>> y = keras.ops.convert_to_numpy(kt.layers.Dropout(0.5, seed=1)(np.ones((64, 64), "float32"), training=True))
     >>> sorted({float(number) for number in y.ravel()}), bool(0.45 < (y == 0).mean() < 0.55)
     ([0.0, 2.0], True)
     """

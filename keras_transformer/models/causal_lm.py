@@ -2,6 +2,7 @@ import keras
 
 from keras_transformer.layers import (
     DecoderBlock,
+    Dropout,
     FeedForward,
     MultiHeadSelfAttention,
     PositionalEmbedding,
@@ -92,7 +93,7 @@ def causal_lm(
     x = embedding(token_ids)
     if position != "rotary":
         x = PositionalEmbedding(position, max_length, name="position")(x)
-    x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+    x = Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
         options = {"norm": norm(), "dropout": dropout, "remat": remat}
         x = DecoderBlock(attention, feed_forward, name=f"decoder_block_{i}", **options)(x)

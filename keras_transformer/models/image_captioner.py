@@ -3,6 +3,7 @@ import keras
 from keras_transformer.layers import (
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -75,7 +76,7 @@ def image_captioner(
     target_ids = keras.Input((None,), dtype="int32", name="target_ids")
     x = image_sequence(images, patch_size, convolutions, dim)
     x = PositionalEmbedding("learned", x.shape[1], name="position")(x)
-    context = keras.layers.Dropout(dropout, name="source_dropout")(x)
+    context = Dropout(dropout, name="source_dropout")(x)
     feed_forward = FeedForward(hidden_dim, dropout=dropout)
     for i in range(depths[0]):
         options = {"dropout": dropout, "remat": remat}
@@ -87,7 +88,7 @@ def image_captioner(
         vocabulary_size, dim, embeddings_initializer=initializer, mask_zero=True, name="target_embedding"
     )
     x = PositionalEmbedding(scale=dim**0.5, name="target_position")(embedding(target_ids))
-    x = keras.layers.Dropout(dropout, name="target_dropout")(x)
+    x = Dropout(dropout, name="target_dropout")(x)
     for i in range(depths[1]):
         x = DecoderBlock(
             MultiHeadSelfAttention(num_heads, causal=True),

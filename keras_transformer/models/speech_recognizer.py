@@ -5,6 +5,7 @@ from keras import ops
 from keras_transformer.layers import (
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     FrameSubsampling,
@@ -84,7 +85,7 @@ def speech_recognizer(
         return keras.layers.LayerNormalization(epsilon=1e-6, name=name)
 
     def dropped(x, name):
-        return keras.layers.Dropout(dropout, name=name)(x)
+        return Dropout(dropout, name=name)(x)
 
     features = keras.Input((None, num_features), name="features")
     target_ids = keras.Input((None,), dtype="int32", name="target_ids")

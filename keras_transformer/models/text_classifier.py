@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_transformer.layers import (
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -87,14 +88,14 @@ def text_classifier(
     x = position(embedding(token_ids))
     if pooling == "class_token":
         x = PrefixTokens(name="class_token")(x)
-    x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+    x = Dropout(dropout, name="embedding_dropout")(x)
     for i in range(depth):
         options = {"norm_position": norm_position, "dropout": dropout, "remat": remat}
         x = EncoderBlock(attention, feed_forward, norm(), name=f"encoder_block_{i}", **options)(x)
     if norm_position != "post":
         x = norm("encoder_norm")(x)
     x = pool(x, token_ids, pooling)
-    x = keras.layers.Dropout(dropout, name="pooled_dropout")(x)
+    x = Dropout(dropout, name="pooled_dropout")(x)
     return keras.Model(token_ids, keras.layers.Dense(num_classes, name="logits")(x), name=name)
 
 

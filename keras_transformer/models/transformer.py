@@ -3,6 +3,7 @@ import keras
 from keras_transformer.layers import (
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -86,7 +87,7 @@ def transformer(
 
     def embed(ids, layer, side):
         x = PositionalEmbedding(scale=dim**0.5, name=f"{side}_position")(layer(ids))
-        return keras.layers.Dropout(dropout, name=f"{side}_dropout")(x)
+        return Dropout(dropout, name=f"{side}_dropout")(x)
 
     def norm(**kwargs):
         return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)

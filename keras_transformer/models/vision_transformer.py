@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_transformer.layers import (
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -93,7 +94,7 @@ def vision_transformer(
     x = PositionalEmbedding("learned", x.shape[1], name="position")(x)
     if num_registers:
         x = PrefixTokens(num_registers, name="registers")(x)
-    x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+    x = Dropout(dropout, name="embedding_dropout")(x)
     attention = MultiHeadSelfAttention(num_heads, head_dim, dropout=dropout)
     for i in range(depth):
         x = EncoderBlock(

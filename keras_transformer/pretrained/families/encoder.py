@@ -3,7 +3,14 @@
 import keras
 from keras import ops
 
-from keras_transformer.layers import Bias, EncoderBlock, FeedForward, MultiHeadSelfAttention, PositionalEmbedding
+from keras_transformer.layers import (
+    Bias,
+    Dropout,
+    EncoderBlock,
+    FeedForward,
+    MultiHeadSelfAttention,
+    PositionalEmbedding,
+)
 from keras_transformer.pretrained.families import parts
 
 
@@ -68,7 +75,7 @@ class Encoder:
         return self.hidden_states[:, 0]
 
     def drop(self, x, rate, name):
-        return keras.layers.Dropout(rate, name=name)(x)
+        return Dropout(rate, name=name)(x)
 
     def labels(self, x, dropout, name="labels"):
         """Dropout and one score for each label."""

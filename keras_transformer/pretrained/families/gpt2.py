@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_transformer.layers import DecoderBlock, FeedForward, MultiHeadSelfAttention, PositionalEmbedding
+from keras_transformer.layers import DecoderBlock, Dropout, FeedForward, MultiHeadSelfAttention, PositionalEmbedding
 from keras_transformer.pretrained.families import parts
 from keras_transformer.pretrained.family import Family
 from keras_transformer.pretrained.weights import Stored, packed
@@ -29,7 +29,7 @@ def build(fields, task, stored):
 
     length = fields.take("n_positions", "max_position_embeddings", default=1024)
     position = PositionalEmbedding("learned", length, name="position")
-    embedding_dropout = keras.layers.Dropout(fields.take("embd_pdrop", default=0.1), name="embedding_dropout")
+    embedding_dropout = Dropout(fields.take("embd_pdrop", default=0.1), name="embedding_dropout")
 
     def block(i):
         attention = MultiHeadSelfAttention(

@@ -9,6 +9,7 @@ from keras_transformer.layers import (
     Bias,
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -97,7 +98,7 @@ def post_norm_transformer(fields, task, stored, embeddings, position, embedding_
         x = embedding(token_ids)
         x = PositionalEmbedding(max_length=length, scale=scale, name=f"{side}_position", **position)(x, mask=mask)
         x = norm(f"{side}_embedding_norm")(x) if embedding_norm else x
-        return keras.layers.Dropout(dropout, name=f"{side}_embedding_dropout")(x)
+        return Dropout(dropout, name=f"{side}_embedding_dropout")(x)
 
     def blocks(side, kind):
         depth, heads, hidden_dim = sizes[side]

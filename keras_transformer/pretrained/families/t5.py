@@ -7,6 +7,7 @@ import keras
 from keras_transformer.layers import (
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -43,7 +44,7 @@ def build(fields, task, stored):
         return parts.keeps_mask(keras.layers.RMSNormalization(epsilon=epsilon, name=name))
 
     def drop(x, name):
-        return keras.layers.Dropout(dropout, name=name)(x)
+        return Dropout(dropout, name=name)(x)
 
     def stack(side, token_ids, depth, kind, *context, **masks):
         decodes = side == "decoder"

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_transformer.layers import MultiHeadSelfAttention
+from keras_transformer.layers import Dropout, MultiHeadSelfAttention
 from keras_transformer.pretrained.families import parts, towers
 from keras_transformer.pretrained.family import Family
 from keras_transformer.pretrained.weights import exact
@@ -28,7 +28,7 @@ class Encoder:
             dropout=fields.take("attention_probs_dropout_prob", default=0.0),
         )
         self.images, x = towers.patch_sequence(fields, tokens)
-        x = keras.layers.Dropout(dropout, name="embedding_dropout")(x)
+        x = Dropout(dropout, name="embedding_dropout")(x)
         x = towers.encoder_blocks(fields, x, attention, dropout=dropout)[-1]
         self.hidden_states = towers.norm(fields, name="encoder_norm")(x)
 

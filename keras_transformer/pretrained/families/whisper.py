@@ -5,6 +5,7 @@ import keras
 from keras_transformer.layers import (
     CrossAttention,
     DecoderBlock,
+    Dropout,
     EncoderBlock,
     FeedForward,
     MultiHeadSelfAttention,
@@ -38,12 +39,12 @@ def build(fields, task, stored):
     target_ids = keras.Input((None,), dtype="int32", name="target_ids")
     x = _convolutions(features, dim)
     x = PositionalEmbedding("learned", length, trainable=False, name="encoder_position")(x)
-    context = keras.layers.Dropout(dropout, name="encoder_embedding_dropout")(x)
+    context = Dropout(dropout, name="encoder_embedding_dropout")(x)
     for block in encoder_blocks:
         context = block(context)
     context = _norm("encoder_norm")(context)
     x = PositionalEmbedding("learned", target_length, name="decoder_position")(target_embedding(target_ids))
-    x = keras.layers.Dropout(dropout, name="decoder_embedding_dropout")(x)
+    x = Dropout(dropout, name="decoder_embedding_dropout")(x)
     for block in decoder_blocks:
         x = block(x, context)
     x = _norm("decoder_norm")(x)
