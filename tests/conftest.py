@@ -42,7 +42,8 @@ def compilation():
     compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends. Graphs are not
     rewritten before their first run either, for an eighth of the tests' time. Processes that tests start, and
     SavedModels that these read, are rewritten and compiled as they are for users. And a step that makes the optimizer's
-    variables is traced a second time, which it is not where they are there.
+    variables is traced a second time, which it is not where they are there. Keras and TensorFlow shorten the tracebacks
+    of errors, and look at each call of an operation for it: a sixth of the time of tests that trace.
     """
     import keras
 
@@ -63,10 +64,12 @@ def compilation():
         return make_train_function(model, force)
 
     with pytest.MonkeyPatch.context() as patch:
+        keras.config.disable_traceback_filtering()
         patch.setattr(allocation, "SETTINGS", {})  # Examples would have a process of many tests keep all it took.
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
+            tf.debugging.disable_traceback_filtering()
             tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
             patch.setattr(generator, "can_jit", lambda: False)
             patch.setattr(generator, "compile_function", compile_if_told)

@@ -7,7 +7,7 @@ from harness import BACKEND, as_numpy, compiled, dtype_of, gradients, random
 from keras import ops
 
 import keras_transformer as kt
-from keras_transformer.layers.dropout import Dropout
+from keras_transformer.layers import Dropout
 
 WAYS = {"eager": lambda function: function, "compiled": compiled}
 
@@ -103,3 +103,29 @@ def test_blocks_keep_the_paths_of_their_seeds():
         "block/self_attention/seed_generator/seed_generator_state",
         "block/seed_generator_1/seed_generator_state",
     ]
+
+
+MODELS = {
+    "causal_lm": lambda **sizes: kt.models.causal_lm(20, **sizes),
+    "image_captioner": lambda **sizes: kt.models.image_captioner((8, 8, 1), 20, patch_size=4, **sizes),
+    "speech_recognizer": lambda **sizes: kt.models.speech_recognizer(6, 20, **sizes),
+    "text_classifier": lambda **sizes: kt.models.text_classifier(20, 3, **sizes),
+    "transformer": lambda **sizes: kt.models.transformer(20, 20, **sizes),
+    "vision_transformer": lambda **sizes: kt.models.vision_transformer((8, 8, 1), 3, patch_size=4, **sizes),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_no_other(name):
+    """One layer of Keras' own after an embedding can take a quarter of a compiled step."""
+    model = MODELS[name](dim=8, depth=1, num_heads=2, hidden_dim=8, dropout=0.1)
+    found = [type(layer) for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dropout)]
+    assert len(found) >= 3 and set(found) == {Dropout}
+
+
+def test_a_saved_model_has_it_again(tmp_path):
+    inputs = keras.Input((4, 3))
+    layer = Dropout(0.25, noise_shape=(None, 1, None), seed=7, name="drop")
+    keras.Model(inputs, layer(inputs)).save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras").get_layer("drop")
+    assert type(again) is Dropout and again.get_config() == layer.get_config()
