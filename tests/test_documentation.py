@@ -21,8 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"^(?P<marker><!-- not run: (?P<reason>.*?) -->\n+)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
-# What is run as it is by default, compiled: beam search, greedy search, and what a pipeline exports.
-COMPILED = ("README.md",)
+# What is run as it is by default: beam search, greedy search, and what a pipeline exports.
+COMPILED = ("README.md", "docs/saving.md")
 COMMANDS = [
     'pip install -e ".[examples]" && python examples/translation.py',
     'pip install -e ".[test]" && pytest',

@@ -319,6 +319,7 @@ def test_every_public_layer_has_six_configurations():
     layers = [entry for entry in exported if inspect.isclass(entry) and issubclass(entry, keras.layers.Layer)]
     assert len(layers) >= 9
     for layer in layers:
-        if layer.__base__ is not keras.layers.Layer and layer.__base__.__module__.startswith("keras.src."):
-            continue  # A layer of Keras, with what it lacks, which tests of its own look at.
+        # A layer of Keras, with what it lacks; `Dropout`, whose call is our own, has a file of tests.
+        if layer.call.__module__.startswith("keras.src.") or layer is kt.layers.Dropout:
+            continue
         assert counts[layer] >= 6, layer.__name__
