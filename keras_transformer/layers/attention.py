@@ -104,6 +104,7 @@ class Attention(keras.layers.Layer):
             causal=causal,
             padding=padding,
             sliding_window=sliding_window,
+            training=bool(training),
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
         return scopes.record(self, "output", scopes.project(self.output_projection, joined), joined)

@@ -6,6 +6,7 @@ from keras import ops
 from keras_transformer.ops.blockwise import blockwise_attention, blockwise_pays
 from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
+from keras_transformer.ops.products import product, trained_product
 
 KERNELS = ("auto", "plain", "fused", "blockwise")
 FEW = 8
@@ -26,6 +27,7 @@ def dot_product_attention(
     causal=False,
     padding=None,
     sliding_window=None,
+    training=False,
 ):
     """Computes `softmax(scale * query @ key^T + bias) @ value` under a mask.
 
@@ -55,6 +57,7 @@ def dot_product_attention(
             told computes nothing for what is hidden.
         padding: boolean tensor of shape `[B, S]`, True for real keys, or None. A mask could say this as well.
         sliding_window: int or None. Query t attends to keys less than so many positions away from t alone.
+        training: boolean. Whether a gradient will be asked for: the plain kernel then multiplies by `trained_product`.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
@@ -121,7 +124,8 @@ def dot_product_attention(
     if fused and (kernel == "fused" or not refuses_gradient(query, key, mask, bias)):
         return _fused(query, key, value, mask, bias, scale)
     wants_weights = return_weights or record is not None
-    output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax or masked_softmax, wants_weights)
+    functions = dropout, softmax or masked_softmax
+    output, weights = _masked(query, key, value, mask, bias, scale, *functions, training, wants_weights)
     if record is not None:
         _record(record, query, key, value, mask, bias, scale, softmax, weights, output)
     return (output, weights) if return_weights else output
@@ -147,9 +151,11 @@ def hide_masked(scores, mask):
     return scores if mask is None else ops.where(mask, scores, ops.cast(-1e30, scores.dtype))
 
 
-def _masked(query, key, value, mask, bias, scale, dropout=None, softmax=masked_softmax, wants_weights=False):
+def _masked(
+    query, key, value, mask, bias, scale, dropout=None, softmax=masked_softmax, training=False, wants_weights=False
+):
     """The plain kernel, with 0 for what attends to no key, whose softmax is uniform; weights where they are wanted."""
-    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax)
+    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax, training)
     if mask is not None:
         attends = ops.any(mask, axis=-1, keepdims=True)
         output = ops.where(attends, output, ops.zeros_like(output))
@@ -157,7 +163,7 @@ def _masked(query, key, value, mask, bias, scale, dropout=None, softmax=masked_s
     return output, weights
 
 
-def _plain(query, key, value, mask, bias, scale, dropout, softmax):
+def _plain(query, key, value, mask, bias, scale, dropout, softmax, training):
     batch, heads, length, _ = ops.shape(query)
     key_heads, key_length = key.shape[1], ops.shape(key)[2]
     score_dtype = keras.backend.result_type(query.dtype, "float32")
@@ -166,18 +172,19 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax):
     query = ops.reshape(query * ops.convert_to_tensor(scale, query.dtype), (*grouped, query.shape[3]))
     if keras.backend.standardize_dtype(query.dtype) == "float16":  # Whose largest number is 65,504.
         query, key = ops.cast(query, score_dtype), ops.cast(key, score_dtype)
+    multiply = trained_product if training else product
     if isinstance(grouped[2], int) and grouped[2] <= FEW and isinstance(batch, int) and batch == 1:
         # For one row XLA's CPU compiler writes out all keys transposed in the other product, and in this one the few
         # queries.
         scores = ops.transpose(ops.matmul(key, ops.transpose(query, (0, 1, 3, 2))), (0, 1, 3, 2))
     else:
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        scores = multiply(query, key, y_transposed=True)
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), score_dtype)  # [B, H, T, S]
     if bias is not None:
         scores = scores + ops.cast(bias, score_dtype)
     weights = ops.cast(softmax(scores, mask), value.dtype)
     dropped = weights if dropout is None else dropout(weights)
-    output = ops.matmul(ops.reshape(dropped, (*grouped, key_length)), value)
+    output = multiply(ops.reshape(dropped, (*grouped, key_length)), value)
     return ops.reshape(output, (batch, heads, length, value.shape[3])), weights
 
 

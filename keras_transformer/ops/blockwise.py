@@ -10,8 +10,9 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_transformer.ops.looping import compiled_by_xla, on_cpu, product, walk, with_gradient
+from keras_transformer.ops.looping import compiled_by_xla, on_cpu, walk, with_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
+from keras_transformer.ops.products import product
 
 HIDDEN = -1e30  # What is added to a hidden score: a softmax gives it exactly 0.
 CAUSAL_SEGMENTS = 8  # Blocks of a segment read the keys up to its end: of the hidden half, an eighth is computed.

@@ -210,15 +210,3 @@ def _with_gradient_of_torch(forward, backward):
             return None, *backward(*parts, gradient)
 
     return lambda tensors, others: Function.apply(others, *tensors)
-
-
-def product(x, y, x_transposed=False, y_transposed=False):
-    """Matrix product of the last two axes, of which a transpose is not written out: XLA does not take one back."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.matmul(x, y, transpose_a=x_transposed, transpose_b=y_transposed)
-    if keras.backend.backend() == "jax":
-        return ops.einsum(f"...{'kr' if x_transposed else 'rk'},...{'ck' if y_transposed else 'kc'}->...rc", x, y)
-    x, y = (ops.swapaxes(x, -1, -2) if flip else x for x, flip in ((x, x_transposed), (y, y_transposed)))
-    return ops.matmul(x, y)

@@ -1,0 +1,107 @@
+"""Products whose gradient is laid out by hand, against products of numpy."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from harness import BACKEND, as_numpy, gradients, random
+from keras import ops
+
+import keras_transformer as kt
+from keras_transformer.ops.products import trained_product
+
+tensorflow_alone = pytest.mark.skipif(BACKEND != "tensorflow", reason="the layout is for TensorFlow's XLA alone")
+
+
+def flipped(x):
+    return np.swapaxes(x, 2, 3)
+
+
+def operands(shape, y_transposed):
+    batch, heads, rows, shared, columns = shape
+    y = random(batch, heads, *((columns, shared) if y_transposed else (shared, columns)), seed=1)
+    return random(batch, heads, rows, shared), y, random(batch, heads, rows, columns, seed=2)
+
+
+def step_of(function, compiles=True, signature=None):
+    """`(x, y, probe)` to the result of `function(x, y)` and its gradients, one program of TensorFlow's XLA."""
+    import tensorflow as tf
+
+    @tf.function(jit_compile=compiles, input_signature=signature)
+    def step(x, y, probe):
+        with tf.GradientTape() as tape:
+            tape.watch((x, y))
+            output = function(x, y)
+            loss = tf.reduce_sum(output * probe)
+        return output, *tape.gradient(loss, (x, y))
+
+    return step
+
+
+@pytest.mark.parametrize("y_transposed", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 7), (1, 1, 6, 3, 6), (4, 1, 1, 8, 9), (3, 2, 9, 5, 1)])  # B K R M N
+def test_values_and_gradients_are_those_of_a_product(shape, y_transposed):
+    x, y, probe = operands(shape, y_transposed)
+    if BACKEND == "tensorflow":
+        found = step_of(lambda x, y: trained_product(x, y, y_transposed))(*map(ops.convert_to_tensor, (x, y, probe)))
+    else:
+        variables = [keras.Variable(x), keras.Variable(y)]
+        multiply = lambda: trained_product(*(v.value for v in variables), y_transposed)  # noqa: E731
+        found = ops.stop_gradient(multiply()), *gradients(lambda: ops.sum(multiply() * ops.array(probe)), variables)
+    of_y = flipped(x) @ probe
+    expected = x @ (flipped(y) if y_transposed else y), probe @ (y if y_transposed else flipped(y))
+    for one, other in zip(found, (*expected, flipped(of_y) if y_transposed else of_y), strict=True):
+        np.testing.assert_allclose(as_numpy(one), other, atol=1e-5)
+
+
+@tensorflow_alone
+def test_sizes_need_not_be_known():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec([None, 2, None, width]) for width in (4, 4, None)]
+    step = step_of(lambda x, y: trained_product(x, y, y_transposed=True), signature=signature)
+    for shape in ((3, 2, 5, 4, 7), (1, 2, 8, 4, 8)):
+        x, y, probe = operands(shape, True)
+        np.testing.assert_allclose(as_numpy(step(x, y, probe)[2]), flipped(flipped(x) @ probe), atol=1e-5)
+
+
+@tensorflow_alone
+def test_a_gradient_has_a_gradient():
+    """Of the sum of the cubes, whose second derivatives along a direction numpy has by differences."""
+    import tensorflow as tf
+
+    x, y, _ = (ops.convert_to_tensor(a) for a in operands((2, 2, 3, 4, 5), True))
+
+    @tf.function(jit_compile=True)
+    def curvature(x, y):
+        with tf.GradientTape() as outer:
+            outer.watch(y)
+            with tf.GradientTape() as tape:
+                tape.watch(y)
+                loss = tf.reduce_sum(trained_product(x, y, y_transposed=True) ** 3)
+            slope = tape.gradient(loss, y)
+        return outer.gradient(slope, y)
+
+    scores = as_numpy(x) @ flipped(as_numpy(y))
+    expected = flipped(flipped(as_numpy(x)) @ (6 * scores * as_numpy(x).sum(-1, keepdims=True)))
+    np.testing.assert_allclose(as_numpy(curvature(x, y)), expected, rtol=1e-4, atol=1e-4)
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_no_batch_of_products_of_a_training_step_sums_over_the_rows_of_both(key_heads):
+    """What XLA would leave to one core: it takes a transpose that it can see into the product."""
+    layer = kt.layers.MultiHeadSelfAttention(4, num_key_value_heads=key_heads, dropout=0.1)
+    x = ops.convert_to_tensor(random(2, 48, 64))
+    layer(x)
+
+    def sums_over_rows(training):
+        step = step_of(lambda x, _: layer(x, training=training) + 0 * _)
+        text = step.experimental_get_compiler_ir(x, x, x)(stage="optimized_hlo")
+        products = re.findall(r" dot\(.*lhs_batch_dims=\{0,1\}, lhs_contracting_dims=\{(\d)\}", text)
+        assert len(products) == 6
+        return "2" in products
+
+    assert not sums_over_rows(training=True)
+    assert sums_over_rows(training=False)  # Which shows that the pattern finds them.
