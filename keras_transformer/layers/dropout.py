@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.ops.hashing import hashed_bits, uint32
+from keras_transformer.ops.dropping import elements_kept
 from keras_transformer.ops.looping import compiled_by_xla
 
 
@@ -43,15 +43,10 @@ class Dropout(keras.layers.Dropout):
     """
 
     def call(self, inputs, training=False):
-        backend = keras.backend.backend()
-        if not training or not 0 < self.rate < 1 or backend == "torch":
+        if not training or not 0 < self.rate < 1 or keras.backend.backend() == "torch":
             return super().call(inputs, training=training)
         seed, shape = self.seed_generator.next(), self._noise_shape(inputs)
-        if backend == "tensorflow" and not compiled_by_xla():
-            threshold = min(round(self.rate * 2**16), 2**16 - 1)
-            keeps, rate = _drawn(seed, shape, threshold), threshold / 2**16
-        else:
-            keeps, rate = _hashed(seed, shape, self.rate), self.rate
+        keeps, rate = elements_kept(seed, shape, self.rate, hashed=compiled_by_xla())
         return ops.where(keeps, inputs * ops.cast(1 / (1 - rate), inputs.dtype), ops.cast(0, inputs.dtype))
 
     def _noise_shape(self, inputs):
@@ -59,19 +54,3 @@ class Dropout(keras.layers.Dropout):
         return tuple(
             size if noise is None else noise for size, noise in zip(sizes, self.noise_shape or sizes, strict=True)
         )
-
-
-def _hashed(seed, shape, rate):
-    """Which elements to keep, boolean `shape`: those whose place and `seed` [2] have a hash above a threshold."""
-    return hashed_bits(seed, shape) >= uint32(min(round(rate * 2**32), 2**32 - 1))
-
-
-def _drawn(seed, shape, threshold):
-    """Which elements to keep: those whose 16 bits from TensorFlow's generator reach a threshold."""
-    import tensorflow as tf
-
-    size = tf.reduce_prod(shape)
-    seed = tf.cast(tf.math.floormod(seed, tf.int32.max), "int32")
-    words = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32)
-    bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], shape)
-    return bits >= tf.constant(threshold, tf.uint16)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_transformer.ops.dropping import elements_kept
 from keras_transformer.ops.looping import compiled_by_xla, on_cpu, walk, with_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
 from keras_transformer.ops.products import product
@@ -29,7 +30,7 @@ class Settings(NamedTuple):
     window: int | None
     rate: float  # Of dropout.
     block: int  # Queries in a block.
-    key_major: bool  # Whether the gradient lays scores out by keys: XLA's products on a CPU transpose less that way.
+    by_xla: bool  # Whether XLA compiles it: the gradient lays scores out by keys, which transposes less, and bits hash.
 
 
 def blockwise_attention(
@@ -130,13 +131,13 @@ def _forward(settings, tensors, others):
         def step(i, carried, segment=segment):
             block = _Block(settings, tensors, others, segment, i)
             output, log_sum = block.attend()
-            return carried, ((output, log_sum) if settings.key_major else (output,))
+            return carried, ((output, log_sum) if settings.by_xla else (output,))
 
-        dtypes = (_dtype(value), _score_dtype(query))[: 1 + settings.key_major]
+        dtypes = (_dtype(value), _score_dtype(query))[: 1 + settings.by_xla]
         _, kept = walk(segment.blocks, step, (), dtypes)
         for parts, found in zip((outputs, sums), kept, strict=False):
             parts.append(_joined(found))
-    kept = (ops.concatenate(sums, axis=2),) if settings.key_major else ()
+    kept = (ops.concatenate(sums, axis=2),) if settings.by_xla else ()
     output = ops.reshape(ops.concatenate(outputs, axis=2), (batch, heads, length, value.shape[3]))
     return output, (output, *kept)
 
@@ -154,7 +155,7 @@ def _backward(settings, tensors, others, kept, gradient):
         def step(i, carried, segment=segment):
             block = _Block(settings, tensors, others, segment, i)
             rows = [block.rows(x) for x in (gradient, shared, *sums)]
-            query, key, value, bias = (block.by_keys if settings.key_major else block.by_queries)(*rows)
+            query, key, value, bias = (block.by_keys if settings.by_xla else block.by_queries)(*rows)
             carried = tuple(block.add(total, part) for total, part in zip(carried, (key, value), strict=True))
             return carried, ((query,) if bias is None else (query, bias))
 
@@ -309,7 +310,9 @@ class _Block:
             return None
         # The seed is of this call; the block's own differs in the part that calls have in common.
         seed = self.seed + ops.cast([1, 0], self.seed.dtype) * ops.cast(1_000_003 * (self.start + 1), self.seed.dtype)
-        return keras.random.dropout(ops.ones_like(scores), self.settings.rate, seed=_Seed(seed))
+        keeps, rate = elements_kept(seed, ops.shape(scores), self.settings.rate, hashed=self.settings.by_xla)
+        factor = 1 / (1 - rate) if rate < 1 else 0
+        return ops.where(keeps, ops.cast(factor, scores.dtype), ops.cast(0, scores.dtype))
 
     def attend(self):
         """The block's output `[B, H, size, E]`, and the logarithm of the sum of its exponentials, of 1 for E."""
@@ -317,7 +320,7 @@ class _Block:
         weights, kept = ops.softmax(scores, axis=-1), self._kept(scores)
         weights = self._without_groups(weights if kept is None else weights * kept, self.value.dtype)
         output = self._zero_where_nothing_is_seen(product(weights, self.value))
-        sums = ops.logsumexp(scores, axis=-1) if self.settings.key_major else None
+        sums = ops.logsumexp(scores, axis=-1) if self.settings.by_xla else None
         return self._of_heads(output), None if sums is None else self._of_heads(ops.expand_dims(sums, -1))
 
     def _of_heads(self, x):
@@ -377,18 +380,6 @@ class _Block:
         of_scores = ops.sum(of_scores, axis=axes, keepdims=True) if axes else of_scores
         zeros = ops.zeros((*ops.shape(of_scores)[:3], ops.shape(self.all_bias)[3]), of_scores.dtype)
         return ops.slice_update(zeros, (0, 0, 0, self.low), of_scores)
-
-
-class _Seed(keras.random.SeedGenerator):
-    """A seed that has been drawn, for Keras' functions to draw with again."""
-
-    _initial_seed = 0  # Not None, by which Keras on torch would know that no seed was asked for.
-
-    def __init__(self, value):
-        self.value = value
-
-    def next(self, ordered=True):
-        return self.value
 
 
 def _sliced(x, axis, start, size):

@@ -22,7 +22,7 @@ CASES = pairs(
     mask=(None, "full", "of keys"),
     bias=(None, (1, HEADS), (BATCH, 1), (BATCH, HEADS)),
     dtype=tuple(TOLERANCE),
-    key_major=(False, True),
+    by_xla=(False, True),
     jit=(False, True),
 )
 
@@ -78,7 +78,7 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_blocks_equal_the_plain_kernel(monkeypatch, case):
-    monkeypatch.setattr(kt.ops.blockwise, "compiled_by_xla", lambda: case["key_major"])
+    monkeypatch.setattr(kt.ops.blockwise, "compiled_by_xla", lambda: case["by_xla"])
     mask, padding, full = hidden_by(case)
 
     def blockwise(query, key, value, bias=None):
@@ -115,7 +115,7 @@ DROPS = pairs(
     window=(None, 5),
     bias=(None, (1, HEADS)),
     dtype=tuple(TOLERANCE),
-    key_major=(False, True),
+    by_xla=(False, True),
     jit=(False, True),
 )
 
@@ -123,7 +123,7 @@ DROPS = pairs(
 @pytest.mark.parametrize("case", DROPS, ids=case_id)
 def test_dropout_is_the_same_in_the_gradient(monkeypatch, case):
     """What was dropped is read off by values that are the identity, and given to the plain kernel."""
-    monkeypatch.setattr(kt.ops.blockwise, "compiled_by_xla", lambda: case["key_major"])
+    monkeypatch.setattr(kt.ops.blockwise, "compiled_by_xla", lambda: case["by_xla"])
     _, _, full = hidden_by({**case, "mask": None, "padding": None})
     variables, probe = variables_of(case), random(BATCH, HEADS, case["length"], WIDTH, seed=9)
 
@@ -162,6 +162,14 @@ def test_blocks_drop_differently_and_so_do_calls():
         for _ in range(2)
     ])  # fmt: skip
     assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+@pytest.mark.parametrize("by_xla", [False, True])
+def test_all_may_be_dropped(monkeypatch, by_xla):
+    monkeypatch.setattr(kt.ops.blockwise, "compiled_by_xla", lambda: by_xla)
+    x = ops.convert_to_tensor(random(1, 2, 5, WIDTH))
+    output = dot_product_attention(x, x, x, dropout=keras.layers.Dropout(1.0), kernel="blockwise")
+    np.testing.assert_array_equal(as_numpy(output), 0)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has lengths that are not known")
