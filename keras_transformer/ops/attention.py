@@ -1,12 +1,14 @@
 """Scaled dot-product attention: one function, several kernels, all equal."""
 
+import functools
+
 import keras
 from keras import ops
 
 from keras_transformer.ops.blockwise import blockwise_attention, blockwise_pays
 from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
-from keras_transformer.ops.products import product, trained_product
+from keras_transformer.ops.products import product, trained_product, trained_softmax
 
 KERNELS = ("auto", "plain", "fused", "blockwise")
 FEW = 8
@@ -57,7 +59,8 @@ def dot_product_attention(
             told computes nothing for what is hidden.
         padding: boolean tensor of shape `[B, S]`, True for real keys, or None. A mask could say this as well.
         sliding_window: int or None. Query t attends to keys less than so many positions away from t alone.
-        training: boolean. Whether a gradient will be asked for: the plain kernel then multiplies by `trained_product`.
+        training: boolean. Whether a gradient will be asked for: the plain kernel then takes `trained_product` and
+            `trained_softmax`.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
@@ -124,8 +127,8 @@ def dot_product_attention(
     if fused and (kernel == "fused" or not refuses_gradient(query, key, mask, bias)):
         return _fused(query, key, value, mask, bias, scale)
     wants_weights = return_weights or record is not None
-    functions = dropout, softmax or masked_softmax
-    output, weights = _masked(query, key, value, mask, bias, scale, *functions, training, wants_weights)
+    softmax_of = softmax or functools.partial(masked_softmax, training=training)
+    output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax_of, training, wants_weights)
     if record is not None:
         _record(record, query, key, value, mask, bias, scale, softmax, weights, output)
     return (output, weights) if return_weights else output
@@ -140,10 +143,12 @@ def _told(mask, query, key, causal, padding, window):
     return told if mask is None else ops.logical_and(mask, told)
 
 
-def masked_softmax(scores, mask):
+def masked_softmax(scores, mask, training=False):
     """Softmax over the last axis of the scores that `mask` allows; uniform where it allows none."""
-    # Keras warns of a softmax over one entry, which a first token by itself is.
-    return ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(hide_masked(scores, mask), axis=-1)
+    if scores.shape[-1] == 1:  # Which a first token by itself has, and Keras would warn.
+        return ops.ones_like(scores)
+    scores = hide_masked(scores, mask)
+    return trained_softmax(scores) if training else ops.softmax(scores, axis=-1)
 
 
 def hide_masked(scores, mask):

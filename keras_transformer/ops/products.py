@@ -1,4 +1,4 @@
-"""The batched matrix products of attention, in the order that a backend computes fast: what depends on it is here."""
+"""Products and sums of attention in the form that a backend computes fast: what depends on it is here."""
 
 import functools
 
@@ -42,9 +42,56 @@ def trained_product(x, y, y_transposed=False):
     >>> tuple(trained_product(keras.ops.ones((2, 3, 5, 4)), keras.ops.ones((2, 3, 7, 4)), y_transposed=True).shape)
     (2, 3, 5, 7)
     """
-    if keras.backend.backend() != "tensorflow" or not compiled_by_xla_for_cpu():
+    if not _by_xla_of_tensorflow():
         return product(x, y, y_transposed=y_transposed)
     return _with_transposed_gradient(y_transposed)((x, y), ())
+
+
+def trained_softmax(x):
+    """Softmax over the last axis, for a program that also computes its gradient.
+
+    TensorFlow's XLA sums rows on a single core of the CPU, and for the gradient in windows of 32 that it writes to
+    memory. Here the sums are products with a column of ones, and so is that of the gradient.
+
+    Args:
+        x: float tensor of shape `[..., N]`.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_transformer.ops.products import trained_softmax
+    >>> keras.ops.convert_to_numpy(trained_softmax(np.array([[0.0, 0.0]], "float32"))).tolist()
+    [[0.5, 0.5]]
+    """
+    return _softmax_by_products()((x,), ()) if _by_xla_of_tensorflow() else ops.softmax(x, axis=-1)
+
+
+def _by_xla_of_tensorflow():
+    return keras.backend.backend() == "tensorflow" and compiled_by_xla_for_cpu()
+
+
+@functools.cache
+def _softmax_by_products():
+    def forward(tensors, _):
+        exponentials = ops.exp(tensors[0] - ops.max(tensors[0], axis=-1, keepdims=True))
+        weights = exponentials / _sums_of_rows(exponentials)
+        return weights, (weights,)
+
+    def backward(tensors, _, kept, gradient):
+        (weights,) = kept
+        return (weights * (gradient - _sums_of_rows(weights * gradient)),)
+
+    return with_gradient(forward, backward)
+
+
+def _sums_of_rows(x):
+    """`[..., N]` to `[..., 1]`."""
+    *sizes, width = ops.shape(x)
+    sums = product(ops.reshape(x, (-1, width)), ops.ones((width, 1), x.dtype))
+    return ops.reshape(sums, (*sizes, 1))
 
 
 @functools.cache

@@ -5,11 +5,11 @@ import re
 import keras
 import numpy as np
 import pytest
-from harness import BACKEND, as_numpy, gradients, random
+from harness import BACKEND, as_numpy, dtype_of, gradients, random
 from keras import ops
 
 import keras_transformer as kt
-from keras_transformer.ops.products import trained_product
+from keras_transformer.ops.products import trained_product, trained_softmax
 
 tensorflow_alone = pytest.mark.skipif(BACKEND != "tensorflow", reason="the layout is for TensorFlow's XLA alone")
 
@@ -53,6 +53,26 @@ def test_values_and_gradients_are_those_of_a_product(shape, y_transposed):
     expected = x @ (flipped(y) if y_transposed else y), probe @ (y if y_transposed else flipped(y))
     for one, other in zip(found, (*expected, flipped(of_y) if y_transposed else of_y), strict=True):
         np.testing.assert_allclose(as_numpy(one), other, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_trained_softmax_has_the_values_and_gradients_of_a_softmax(dtype):
+    x, probe = random(2, 3, 5, 7, scale=3.0).astype(dtype), random(2, 3, 5, 7, seed=1).astype(dtype)
+    x[0, 0, 0, :4], x[0, 0, 1] = -1e30, -1e30  # As a mask leaves them.
+    if BACKEND == "tensorflow":
+        step = step_of(lambda x, _: trained_softmax(x) + 0 * _)
+        found = step(*map(ops.convert_to_tensor, (x, x, probe)))[:2]
+    else:
+        variable = keras.Variable(x, dtype=dtype)
+        soften = lambda: trained_softmax(variable.value)  # noqa: E731
+        found = ops.stop_gradient(soften()), *gradients(lambda: ops.sum(soften() * ops.array(probe)), [variable])
+    exponentials = np.exp(x - x.max(-1, keepdims=True), dtype="float64")
+    weights = exponentials / exponentials.sum(-1, keepdims=True)
+    of_x = weights * (probe - (weights * probe).sum(-1, keepdims=True))
+    for one, other in zip(found, (weights, of_x), strict=True):
+        kept = dtype_of(one)  # JAX has no float64 unless it is told to.
+        assert kept == dtype or BACKEND == "jax"
+        np.testing.assert_allclose(as_numpy(one), other, atol=1e-6 if kept == "float32" else 1e-12)
 
 
 @tensorflow_alone
