@@ -19,7 +19,12 @@ from pathlib import Path
 
 MARK = "@@"  # What a worker has to say stands in lines that begin so; the rest is its log.
 # What `kt.training.keep_memory()` tells the allocator, for processes that do not have it.
-KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(64 * 2**20), "MALLOC_MMAP_MAX_": "0"}
+KEPT = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def add_keep_memory(parser):

@@ -3,9 +3,11 @@
 import ctypes
 import platform
 
-# What glibc's malloc.h calls M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: how much free memory at the end of the heap is
-# too much (no amount), by how many bytes the heap grows at least, and how many blocks may lie outside of it.
-SETTINGS = {-1: -1, -2: 64 * 2**20, -4: 0}
+# What glibc's malloc.h calls M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX and M_ARENA_MAX: how much free memory at the end
+# of the heap is too much (no amount), by how many bytes the heap grows at least, how many blocks may lie outside of it,
+# and how many heaps there are. Those that glibc makes for further threads have no room for a block of 64 MB: it would
+# lie outside whatever the other settings are, and `fit` runs a step of TensorFlow in such a thread.
+SETTINGS = {-1: -1, -2: 64 * 2**20, -4: 0, -8: 1}
 
 
 def keep_memory():
@@ -14,7 +16,8 @@ def keep_memory():
     A step of training takes hundreds of megabytes for what it computes, and frees them. glibc's allocator gives blocks
     of that size back to the system at once, which has to clear each of their pages when the next step takes it: for a
     small encoder on TensorFlow that is a quarter of a step's time. Here they stay with the process, whose size falls no
-    more below the most that it ever took.
+    more below the most that it ever took. All threads share one heap for that; those that have one of their own
+    already, because they allocated something before, stay with it.
 
     It matters for generation as well. On a GPU, whose memory every backend keeps by itself, it does no harm. Variables
     such as `MALLOC_TRIM_THRESHOLD_` in the environment, or another allocator, are other ways to the same end.
