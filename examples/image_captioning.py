@@ -101,7 +101,7 @@ def captioned_batches(images, captions, tokenizer, length, normalized, batch, se
         return {"images": normalized(tf.gather(images, places)), "target_ids": chosen[:, :-1]}, chosen[:, 1:]
 
     batches = rows.batch(batch, drop_remainder=seed is not None and len(images) >= batch)
-    return batches.map(inputs, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return kt.pipelines.prefetched(batches.map(inputs, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def build_model(recipe, image_shape, vocabulary_size, steps):

@@ -126,7 +126,7 @@ def drop_tokens(batches, share, first_epoch):
     epoch = tf.data.Dataset.from_generator(lambda: [next(epochs)], output_signature=tf.TensorSpec((), "int64"))
     numbered = epoch.flat_map(lambda n: batches.enumerate().map(lambda number, row: (n, number, row)))
     numbered = numbered.apply(tf.data.experimental.assert_cardinality(int(batches.cardinality())))
-    return numbered.map(drop, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return kt.pipelines.prefetched(numbered.map(drop, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def draw_curves(history, path):

@@ -43,7 +43,8 @@ def compilation():
     rewritten before their first run either, for an eighth of the tests' time. Processes that tests start, and
     SavedModels that these read, are rewritten and compiled as they are for users. And a step that makes the optimizer's
     variables is traced a second time, which it is not where they are there. Keras and TensorFlow shorten the tracebacks
-    of errors, and look at each call of an operation for it: a sixth of the time of tests that trace.
+    of errors, and look at each call of an operation for it: a sixth of the time of tests that trace. And the datasets
+    that Keras makes of arrays are `untuned`, as this library's are: on busy cores, each may be waited for.
     """
     import keras
 
@@ -68,7 +69,12 @@ def compilation():
         patch.setattr(allocation, "SETTINGS", {})  # Examples would have a process of many tests keep all it took.
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
+            from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
+            from keras_transformer.pipelines.batching import untuned
+
+            of_arrays = ArrayDataAdapter.get_tf_dataset
+            patch.setattr(ArrayDataAdapter, "get_tf_dataset", lambda adapter: untuned(of_arrays(adapter)))
             tf.debugging.disable_traceback_filtering()
             tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
             patch.setattr(generator, "can_jit", lambda: False)

@@ -2,7 +2,7 @@
 
 from keras_transformer.pipelines.answer_inputs import answer_inputs
 from keras_transformer.pipelines.answers import BestLabel, GeneratedText
-from keras_transformer.pipelines.batching import epoch_rows, text_batches, token_batches
+from keras_transformer.pipelines.batching import epoch_rows, prefetched, text_batches, token_batches
 from keras_transformer.pipelines.captioned_images import CaptionedImages, read_captioned_images
 from keras_transformer.pipelines.classifier import Classifier
 from keras_transformer.pipelines.corpus import hold_out, number_pairs, read_pairs
@@ -84,6 +84,7 @@ __all__ = [
     "load_pretrained",
     "number_pairs",
     "packed_batches",
+    "prefetched",
     "read_captioned_images",
     "read_image_archive",
     "read_image_folder",

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transformer.layers.rand_augment import rand_augment as rand_augment_layer
-from keras_transformer.pipelines.batching import epoch_rows
+from keras_transformer.pipelines.batching import epoch_rows, prefetched
 
 
 def image_batches(
@@ -101,7 +101,7 @@ def image_batches(
     one = crop_one if crop else lambda place, element_seed: (padded[place], targets[place], element_seed)
     batches = batches.map(one, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(batch_size, drop_remainder=shuffle and len(images) >= batch_size)
-    return batches.enumerate().map(change, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return prefetched(batches.enumerate().map(change, num_parallel_calls=tf.data.AUTOTUNE), ahead=2)
 
 
 class _ElementSeeds(keras.random.SeedGenerator):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_transformer.pipelines.batching import numbered_generators
+from keras_transformer.pipelines.batching import numbered_generators, prefetched
 
 END_OF_TEXT = "<|endoftext|>"
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
@@ -176,7 +176,7 @@ def token_windows(ids, length, batch_size, shuffle=True, seed=0, middle_rate=0.0
             yield windows[:, :-1], windows[:, 1:]
 
     signature = (tf.TensorSpec((None, length), "int32"),) * 2
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8)
+    return prefetched(tf.data.Dataset.from_generator(batches, output_signature=signature))
 
 
 def fill_in_the_middle(ids, random):

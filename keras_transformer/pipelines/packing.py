@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_transformer.pipelines.batching import numbered_generators
+from keras_transformer.pipelines.batching import numbered_generators, prefetched
 
 
 def packed_batches(
@@ -103,8 +103,7 @@ def packed_batches(
     names = ("token",) if source_ids is None else ("source", "target")
     ids = tf.TensorSpec((batch_size, length), "int32")
     signature = {f"{name}_{kind}": ids for name in names for kind in ("ids", "segments")}, ids
-    dataset = tf.data.Dataset.from_generator(epoch, output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size))).prefetch(8)
+    return prefetched(tf.data.Dataset.from_generator(epoch, output_signature=signature), -(-len(rows) // batch_size))
 
 
 def pack(sizes, capacity, order=None, open_rows=64):

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transformer.generation.batches import pad_rows
-from keras_transformer.pipelines.batching import _batch_boundaries, numbered_generators
+from keras_transformer.pipelines.batching import _batch_boundaries, numbered_generators, prefetched
 
 
 def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, start_id=1, end_id=2, first_epoch=0):
@@ -75,5 +75,5 @@ def speech_batches(frames, token_ids, frames_per_batch, shuffle=True, seed=0, st
 
     ids = tf.TensorSpec((None, None), "int32")
     inputs = {"features": tf.TensorSpec((None, None, width), "float32"), "target_ids": ids}
-    dataset = tf.data.Dataset.from_generator(epoch, output_signature=(inputs, {"logits": ids, "ctc_logits": ids}))
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(boundaries))).prefetch(8)
+    signature = (inputs, {"logits": ids, "ctc_logits": ids})
+    return prefetched(tf.data.Dataset.from_generator(epoch, output_signature=signature), len(boundaries))

@@ -8,6 +8,8 @@ from keras_transformer.pipelines import (
     ImagePreprocessor,
     epoch_rows,
     image_batches,
+    packed_batches,
+    prefetched,
     speech_batches,
     text_batches,
     token_batches,
@@ -46,6 +48,30 @@ def test_an_epoch_is_the_same_in_every_process(name):
     assert not equal(first, second)
     assert equal(epoch(BATCHES[name](first_epoch=1)), second)
     assert not equal(epoch(BATCHES[name](seed=1)), first)
+
+
+@pytest.mark.parametrize("name", [*BATCHES, "windows", "packed"])
+def test_no_epoch_waits_for_a_search_for_settings(name):
+    """Not in what is made of the batches either, and however they are handed on."""
+    more = {
+        "windows": lambda: token_windows(np.arange(99), 8, 4),
+        "packed": lambda: packed_batches(ROWS, ROWS, length=16, batch_size=2),
+    }
+    batches = {**BATCHES, **more}[name]()
+    assert batches.options().autotune.enabled is False
+    assert batches.map(lambda *row: row).prefetch(1).options().autotune.enabled is False
+
+
+def test_batches_of_ones_own_are_made_ahead_as_well():
+    import tensorflow as tf
+
+    made = []
+    numbers = tf.data.Dataset.from_generator(
+        lambda: (made.append(n) or n for n in range(20)), output_signature=tf.TensorSpec((), "int64")
+    )
+    batches = prefetched(numbers.apply(tf.data.experimental.assert_cardinality(20)), ahead=3)
+    assert batches.cardinality() == 20 and prefetched(numbers, count=20).cardinality() == 20
+    assert [int(n) for n in batches] == made == list(range(20))
 
 
 @pytest.mark.parametrize("change", CHANGES)
