@@ -3,11 +3,12 @@
     python benchmarks/train.py --cases encoder --dropouts 0 0.1 --output train.json
 
 For each case one process of this library, one of KerasHub and one of torch build and compile side by side; then they
-are timed in turn, again and again, each alone. A step is one of `Model.fit` with AdamW (of a loop by hand on torch).
-This library and KerasHub run with and without XLA, torch with and without `torch.compile`, and the better way of each
-counts. Dropout is in the same places everywhere: on attention weights and on what the attention and the feed-forward
-network add (in the vision transformer inside the latter as well). The process of this library keeps the memory that a
-step frees, as the examples do; `--keep-memory all` has its peers do so, too, and `--keep-memory none` nobody.
+are timed in turn, again and again, each alone. A step is one of `Model.fit` with AdamW, from the end of the step before
+to its own (on torch, of a loop by hand). This library and KerasHub run with and without XLA, torch with and without
+`torch.compile`, and the better way of each counts. Dropout is in the same places everywhere: on attention weights and
+on what the attention and the feed-forward network add (in the vision transformer inside the latter as well). The
+process of this library keeps the memory that a step frees, as the examples do; `--keep-memory all` has its peers do so,
+too, and `--keep-memory none` nobody.
 
 A ratio above 1 says that this library is faster. Times are medians of steps with first and third quartile; the
 quartiles of a ratio are those of the turns, each side's median to the other's. The share of a step is the arithmetic
