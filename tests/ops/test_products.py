@@ -24,11 +24,11 @@ def operands(shape, y_transposed):
     return random(batch, heads, rows, shared), y, random(batch, heads, rows, columns, seed=2)
 
 
-def step_of(function, compiles=True, signature=None):
+def step_of(function, signature=None):
     """`(x, y, probe)` to the result of `function(x, y)` and its gradients, one program of TensorFlow's XLA."""
     import tensorflow as tf
 
-    @tf.function(jit_compile=compiles, input_signature=signature)
+    @tf.function(jit_compile=True, input_signature=signature)
     def step(x, y, probe):
         with tf.GradientTape() as tape:
             tape.watch((x, y))
@@ -88,7 +88,7 @@ def test_sizes_need_not_be_known():
 
 @tensorflow_alone
 def test_a_gradient_has_a_gradient():
-    """Of the sum of the cubes, whose second derivatives along a direction numpy has by differences."""
+    """Of the sum of the cubes: what TensorFlow sums of the second derivatives, written out."""
     import tensorflow as tf
 
     x, y, _ = (ops.convert_to_tensor(a) for a in operands((2, 2, 3, 4, 5), True))
