@@ -1,6 +1,7 @@
 """What the tests of layers share: the harness that every public layer goes through, and the backends' ways of compiling
 and differentiating under one name each."""
 
+import collections
 import inspect
 import itertools
 import json
@@ -87,21 +88,14 @@ def gradients(function, variables):
 def pairs(**options):
     """The fewest cases, found greedily, in which any two values of different options meet, as dicts."""
     names = list(options)
-    missing = {
-        frozenset([(a, i), (b, j)])
-        for a, b in itertools.combinations(names, 2)
-        for i in range(len(options[a]))
-        for j in range(len(options[b]))
-    }
-    every = list(itertools.product(*(range(len(options[name])) for name in names)))
-
-    def met(case):
-        return {frozenset(two) for two in itertools.combinations(zip(names, case, strict=True), 2)}
-
+    every = list(itertools.product(*(range(len(option)) for option in options.values())))
+    bits = collections.defaultdict(itertools.count().__next__)  # A number for each two values that are to meet.
+    met = {case: sum(1 << bits[two] for two in itertools.combinations(enumerate(case), 2)) for case in every}
+    missing = (1 << len(bits)) - 1
     cases = []
     while missing:
-        best = max(every, key=lambda case: len(met(case) & missing))
-        missing -= met(best)
+        best = max(every, key=lambda case: (met[case] & missing).bit_count())
+        missing &= ~met[best]
         cases.append({name: options[name][i] for name, i in zip(names, best, strict=True)})
     return cases
 
