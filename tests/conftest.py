@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [*(f"--{name}={value}" for name, value in FASTER_TO_COMPILE.items()), os.environ.get("XLA_FLAGS", "")]
 )
 
+import functools  # noqa: E402
 import gc  # noqa: E402
 import random  # noqa: E402
 
@@ -49,7 +50,8 @@ def compilation():
 
     TensorFlow keeps with each operation of a graph the lines that it comes from, for its errors: here all come from one
     place. And it keeps the kernels of operations that ran, but one for each name of a variable, and forgets them all
-    when a seed is set: here variables have no name that it sees, and a seed leaves the kernels alone.
+    when a seed is set: here variables have no name that it sees, and a seed leaves the kernels alone. JAX sets up its
+    compiler's dialects for each program that it lowers: here once.
     """
     import keras
 
@@ -97,6 +99,10 @@ def compilation():
             patch.setattr(generator, "can_jit", lambda: False)
             patch.setattr(generator, "compile_function", compile_if_told)
             patch.setattr(keras.Model, "make_train_function", build_optimizer_first)
+        if keras.backend.backend() == "jax":
+            from jax._src.interpreters import mlir
+
+            patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
         yield by_default
 
 
