@@ -1,17 +1,20 @@
-"""One of several processes that train a tiny language model together, and go on until they are killed.
+"""Two processes that train a tiny language model together, and go on until one of them is killed.
 
-KERAS_BACKEND=jax python tests/process_run.py folder 0 127.0.0.1:12355 127.0.0.1:12356 &
-KERAS_BACKEND=jax python tests/process_run.py folder 1 127.0.0.1:12355 127.0.0.1:12356
+KERAS_BACKEND=jax python tests/process_run.py folder 127.0.0.1:12355 127.0.0.1:12356
 
-The first one prints, as JSON, what came out beside what one process finds on one device, and how far a training that
-was stopped and resumed from a backup in the folder ended from one that was not.
+Prints three things as JSON. First, what came out beside what one process finds on one device, and how far a training
+that was stopped and resumed from a backup in the folder ended from one that was not; null if the first process failed.
+Then the status with which the first process ended after the second one had been killed, null if one of them had ended
+before, and after how many seconds.
 """
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -102,10 +105,10 @@ def tokens(model):
     return kt.generation.Generator(model).generate({"token_ids": TOKENS[:, :3]}, 4).tolist()
 
 
-def main():
+def train(rank, hosts, folder, answer=None):
     if keras.backend.backend() == "tensorflow":
         be_exact()
-    engine = kt.distribution.start(sys.argv[3:], int(sys.argv[2]))
+    engine = kt.distribution.start(hosts, rank)
     model = build(dropout=0.0)
     batches = tf.data.Dataset.from_tensors(({"token_ids": TOKENS[:, :-1]}, TOKENS[:, 1:])).repeat(2)
     copies = engine.copy(model)
@@ -120,20 +123,46 @@ def main():
             expected["tokens"] = tokens(model)
         expected_weights = model.get_weights()
     engine.take_back(copies, model)
-    resumed = stop_and_resume(engine, Path(sys.argv[1]))
+    resumed = stop_and_resume(engine, folder)
     if engine.rank == 0:
         apart = max(np.abs(a - b).max() for a, b in zip(expected_weights, model.get_weights(), strict=True) if a.size)
         steps = int(model.optimizer.iterations)
-        result = {"found": found, "expected": expected, "apart": float(apart), "steps": steps, **resumed}
-        print(json.dumps(result), flush=True)
+        answer.send({"found": found, "expected": expected, "apart": float(apart), "steps": steps, **resumed})
     with engine.scope():
         copies.fit(engine.rows(batches), epochs=10**6, verbose=0)
 
 
-if __name__ == "__main__":
+def train_or_end(*arguments):
+    """Ends the process at once where training fails, without waiting for the other one."""
     try:
-        main()
+        train(*arguments)
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def main():
+    folder, *hosts = sys.argv[1:]
+    fork = multiprocessing.get_context("fork")  # With all that both would import.
+    second = fork.Process(target=train_or_end, args=(1, hosts, Path(folder)))
+    second.start()
+    answers, answer = fork.Pipe(duplex=False)  # Not held by the second process, hence at its end with the first one.
+    first = fork.Process(target=train_or_end, args=(0, hosts, Path(folder), answer))
+    first.start()
+    answer.close()
+    try:
+        found = answers.recv()
+    except EOFError:
+        found = None
+    time.sleep(0.5)
+    lived = first.is_alive() and second.is_alive()
+    second.kill()
+    killed = time.monotonic()
+    first.join(timeout=60)
+    print(json.dumps([found, first.exitcode if lived else None, time.monotonic() - killed]))
+    first.kill()
+
+
+if __name__ == "__main__":
+    main()

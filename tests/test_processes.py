@@ -1,13 +1,12 @@
 """Two processes, or two devices of one, train as one does, from a backup too; processes do not outlive each other."""
 
+import concurrent.futures
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,64 +17,45 @@ import keras_transformer as kt
 BACKENDS = ["jax", "tensorflow", "torch"]
 
 
-def start(backend, folder):
+def start(script, backend, *arguments):
+    environment = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_hosts():
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
-    environment = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(Path(__file__).with_name("process_run.py")), str(folder)]
-    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*command, str(rank), *hosts], **options) for rank in range(2)]
+    return hosts
 
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory):
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("mirrored_run.py")),
-        str(tmp_path_factory.mktemp("devices")),
-    ]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    process = start("mirrored_run.py", "tensorflow", tmp_path_factory.mktemp("devices"))
+    result, message = process.communicate()
+    assert process.returncode == 0, message
+    return json.loads(result)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """By backend: what two processes found, and how the first one ended when the second one had been killed."""
-    pairs = {backend: start(backend, tmp_path_factory.mktemp(backend)) for backend in BACKENDS}
-    results = {}
-
-    def follow(backend, first, second):
-        threading.Thread(target=second.communicate, daemon=True).start()
-        line = next((line for line in first.stdout if line.startswith("{")), "")
-        time.sleep(0.5)
-        lived = second.poll() is None
-        second.kill()
-        killed = time.monotonic()
-        try:
-            message = first.communicate(timeout=60)[1]
-        except subprocess.TimeoutExpired:
-            message = "The first process goes on without the second one."
-        results[backend] = line, first.poll() if lived else None, time.monotonic() - killed, message
-
-    threads = [threading.Thread(target=follow, args=(backend, *pair)) for backend, pair in pairs.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for process in [process for pair in pairs.values() for process in pair]:
-        process.kill()
-    return results
+    """By backend: what two processes found, how the first one ended when the second one was killed, and its words."""
+    started = [
+        start("process_run.py", backend, tmp_path_factory.mktemp(backend), *free_hosts()) for backend in BACKENDS
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as readers:
+        written = list(readers.map(subprocess.Popen.communicate, started))
+    assert not any(process.returncode for process in started), written
+    lines = [found.splitlines()[-1] for found, _ in written]  # Gloo writes to the same place.
+    return {name: (*json.loads(line), words) for name, line, (_, words) in zip(BACKENDS, lines, written, strict=True)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_processes_train_as_one(runs, backend):
-    line, _, _, message = runs[backend]
-    assert line, message
-    result = json.loads(line)
+    result, _, _, message = runs[backend]
+    assert result, message
     found, expected = result["found"], result["expected"]
     assert len(expected["loss"]) == 5 and expected["loss"][-1] < expected["loss"][0] - 0.25
     for name in ("loss", "token_accuracy"):
@@ -86,9 +66,8 @@ def test_two_processes_train_as_one(runs, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_processes_resume_from_one_backup(runs, backend):
-    line, _, _, message = runs[backend]
-    assert line, message
-    result = json.loads(line)
+    result, _, _, message = runs[backend]
+    assert result, message
     assert result["resumed_epochs"] == 1 and result["resumed_apart"] == 0 and result["losses_apart"] < 1e-6
     assert result["left"] == [], "What had ended is deleted by one of them, and the others know."
     message = "`directory` must be one that all processes see.* 0 found one after 1 epochs and 1 batches, process 1 "
