@@ -50,8 +50,10 @@ def compilation():
 
     TensorFlow keeps with each operation of a graph the lines that it comes from, for its errors: here all come from one
     place. And it keeps the kernels of operations that ran, but one for each name of a variable, and forgets them all
-    when a seed is set: here variables have no name that it sees, and a seed leaves the kernels alone. JAX sets up its
-    compiler's dialects for each program that it lowers: here once.
+    when a seed is set: here variables have no name that it sees, and a seed leaves the kernels alone. A model that
+    Keras exports is traced twice, by Keras and by TensorFlow, and here not a third time for a signature that is left
+    out. JAX sets up its compiler's dialects for each program that it lowers: here once. And Keras collects garbage for
+    each weight that is quantized, here it does not.
     """
     import keras
 
@@ -74,8 +76,14 @@ def compilation():
     def set_global_seed(context, seed):
         context._seed, context._rng = seed, random.Random(seed)
 
+    def delete(layer, name):
+        if isinstance(getattr(layer, name), keras.Variable):
+            layer._untrack_variable(getattr(layer, name))
+        super(keras.Layer, layer).__delattr__(name)
+
     with pytest.MonkeyPatch.context() as patch:
         keras.config.disable_traceback_filtering()
+        patch.setattr(keras.Layer, "__delattr__", delete)
         patch.setattr(allocation, "SETTINGS", {})  # Examples would have a process of many tests keep all it took.
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -95,6 +103,7 @@ def compilation():
                 gen_resource_variable_ops, "var_handle_op", lambda **kwargs: handle(**{**kwargs, "debug_name": ""})
             )
             patch.setattr(Context, "_set_global_seed", set_global_seed)
+            patch.setattr(keras.Model, "_default_save_signature", None)
             tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
             patch.setattr(generator, "can_jit", lambda: False)
             patch.setattr(generator, "compile_function", compile_if_told)
