@@ -9,6 +9,7 @@ from keras import ops
 from keras_transformer.ops.looping import compiled_by_xla_for_cpu
 
 PARTS = 4
+TERMS = 8
 FEW_ROWS = (4, 64)
 FEW_STEPS = 16
 
@@ -17,10 +18,10 @@ class StepProducts:
     """What `Dense` layers and tied output projections compute, as XLA is quick at it.
 
     XLA leaves the product of one row with a matrix to a single core; as a batch of products of parts of both, all cores
-    share it. For one row it also widens int8 weights to int32, four bytes to read for each of one; for two rows it
-    reads them as they are. And it would transpose a tied embedding anew at each step, which is done here once, before
-    the first. Several rows are multiplied with the weights on the left where that is quicker: kernels are transposed
-    for it, once as well, and embeddings lie so already.
+    share it. For one row it also widens int8 weights to int32, four bytes to read for each of one; written out as sums
+    of a few terms, it reads them as they are. And it would transpose a tied embedding anew at each step, which is done
+    here once, before the first. Several rows are multiplied with the weights on the left where that is quicker: kernels
+    are transposed for it, once as well, and embeddings lie so already.
 
     Args:
         graph: `DecodingGraph`, whose tied embeddings are transposed.
@@ -32,7 +33,7 @@ class StepProducts:
         embeddings = {
             id(layer): ops.convert_to_tensor(layer.embeddings)
             for layer in graph.tied_outputs()
-            if layer.quantization_mode is None
+            if layer.quantization_mode is None or is_int8(layer)
         }
         if not weights_first:
             self._on_the_right = {key: ops.transpose(x) for key, x in embeddings.items()}
@@ -65,20 +66,25 @@ class StepProducts:
         if not is_one_row(x):
             can = weights is not None and is_of(weights, x) and len(x.shape) == 3
             return finish(layer, from_the_left(weights, x)) if can else layer(x)
-        if layer.quantization_mode == "int8":
-            return by_two_rows(layer, x)
+        if is_int8(layer) and can_sum(x):
+            kernel = ops.convert_to_tensor(layer.kernel)
+            return finish(layer, by_sums(x, layer.inputs_quantizer, kernel, layer.kernel_scale))
         if layer.quantization_mode is not None or not can_split(x) or not is_of(layer.kernel, x):
             return layer(x)
         return finish(layer, by_parts(x, ops.convert_to_tensor(layer.kernel)))
 
     def tied_output(self, layer, x):
         """`layer(x, reverse=True)` for a `keras.layers.ReversibleEmbedding`, or None where the layer is to do it."""
-        if layer.quantization_mode == "int8" and is_one_row(x):
-            return by_two_rows(layer, x, reverse=True)
         left, right = self._on_the_left.get(id(layer)), self._on_the_right.get(id(layer))
-        if (left is None and right is None) or layer.reverse_dtype is not None or not is_of(layer.embeddings, x):
+        if (left is None and right is None) or layer.reverse_dtype is not None:
             return None
-        if left is not None:
+        if is_int8(layer):
+            if right is None or not is_one_row(x) or not can_sum(x):
+                return None
+            logits = by_sums(x, layer.inputs_quantizer, right, ops.transpose(layer.embeddings_scale))
+        elif not is_of(layer.embeddings, x):
+            return None
+        elif left is not None:
             logits = from_the_left(left, x)
         else:
             logits = by_parts(x, right) if is_one_row(x) and can_split(x) else ops.matmul(x, right)
@@ -115,9 +121,29 @@ def can_split(x):
     return x.shape[-1] % PARTS == 0
 
 
-def by_two_rows(layer, x, **options):
-    """`layer(x)` of `x` [1, 1, N], which a row of zeros keeps company."""
-    return layer(ops.pad(x, ((0, 0), (0, 1), (0, 0))), **options)[:, :1]
+def by_sums(x, quantizer, kernel, scale):
+    """`x` [1, 1, N], which is quantized, by an int8 `kernel` [N, M], whose scale is broadcast to `[M]`: `[1, 1, M]`.
+
+    Sums of `TERMS` products, small integers, which float32 holds exactly, are computed as XLA reads the kernel. Sums of
+    those are a product with ones, of two rows: that of one row would be merged with them, and be slow.
+    """
+    size, units = kernel.shape
+    x, x_scale = quantizer(x, axis=-1)
+    nothing = ops.reshape(ops.cast(ops.isnan(x_scale), "int8"), (1, 1))  # Lest XLA widen the kernel before all steps.
+    kernel = ops.reshape(kernel + nothing, (size // TERMS, TERMS, units))
+    x = ops.reshape(x, (size // TERMS, TERMS, 1))
+    sums = ops.sum(ops.cast(kernel, "float32") * ops.cast(x, "float32"), axis=1)
+    return ops.matmul(ops.ones((2, size // TERMS)), sums)[None, :1] / (x_scale * scale)
+
+
+def can_sum(x):
+    """Whether float32 numbers in the last axis have equal groups of `TERMS`."""
+    return x.shape[-1] % TERMS == 0 and keras.backend.standardize_dtype(x.dtype) == "float32"
+
+
+def is_int8(layer):
+    """Whether a layer multiplies what it quantizes with weights in int8, and adds nothing to them."""
+    return layer.quantization_mode == "int8" and layer.inputs_quantizer is not None and not layer.lora_enabled
 
 
 def is_of(weights, x):

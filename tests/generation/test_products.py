@@ -57,23 +57,47 @@ def test_other_rows_go_to_the_layer(products, shape, options):
         products.dense(spy, ops.cast(x, spy.compute_dtype))
 
 
-@pytest.mark.parametrize("mode, rows", [("int8", 2), ("int4", 1)])
-def test_a_row_by_a_quantized_layer(products, mode, rows, monkeypatch):
-    layer, x = keras.layers.Dense(12, activation="gelu", bias_initializer="normal"), random(1, 1, 16)
+@pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"activation": "gelu"}], ids=str)
+def test_a_row_by_a_quantized_layer_without_calling_it(products, options, monkeypatch):
+    layer, x = keras.layers.Dense(12, bias_initializer="normal", **options), random(1, 1, 16)
     layer.build((1, 1, 16))
-    layer.quantize(mode)
-    expected, seen, call = as_numpy(layer(x)), [], layer.quantized_call
-    monkeypatch.setattr(layer, "quantized_call", lambda x, **options: seen.append(x.shape[1]) or call(x, **options))
+    layer.quantize("int8")
+    expected = as_numpy(layer(x))
+    monkeypatch.setattr(layer, "call", lambda *_, **__: pytest.fail("called"))
+    monkeypatch.setattr(layer, "quantized_call", lambda *_, **__: pytest.fail("called"))
     np.testing.assert_allclose(as_numpy(products.dense(layer, ops.convert_to_tensor(x))), expected, atol=1e-6)
-    assert seen == [rows] and np.abs(expected).max() > 0.1
+    assert np.abs(expected).max() > 0.1
 
 
-def test_a_row_by_a_quantized_tied_output():
-    model, x = language_model(tied=True), random(1, 1, 16)
+@pytest.mark.parametrize("case", ["int4", "12 inputs", "adapters", "weights alone"])
+def test_a_row_that_a_quantized_layer_multiplies_itself(products, case, monkeypatch):
+    size = 12 if case == "12 inputs" else 16
+    layer, x = keras.layers.Dense(12, bias_initializer="normal"), random(1, 1, size)
+    layer.build((1, 1, size))
+    if case == "weights alone":
+        layer.quantize(config=keras.quantizers.Int8QuantizationConfig(activation_quantizer=None))
+    else:
+        layer.quantize("int4" if case == "int4" else "int8")
+    if case == "adapters":
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(random(2, 12))
+    expected, seen, call = as_numpy(layer(x)), [], layer.quantized_call
+    monkeypatch.setattr(layer, "quantized_call", lambda x, **options: seen.append(1) or call(x, **options))
+    np.testing.assert_allclose(as_numpy(products.dense(layer, ops.convert_to_tensor(x))), expected, atol=1e-6)
+    assert seen and np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize("soft_cap", [None, 0.5])
+def test_a_row_by_a_quantized_tied_output(soft_cap):
+    model, x = language_model(tied=True), ops.convert_to_tensor(random(1, 1, 16))
+    model.get_layer("embedding").logit_soft_cap = soft_cap
     model.quantize("int8")
     embedding = model.get_layer("embedding")
-    found = StepProducts(DecodingGraph(model)).tied_output(embedding, ops.convert_to_tensor(x))
+    found = StepProducts(DecodingGraph(model)).tied_output(embedding, x)
     np.testing.assert_allclose(as_numpy(found), as_numpy(embedding(x, reverse=True)), atol=1e-6)
+    rows = ops.convert_to_tensor(random(2, 1, 16))
+    for weights_first in (False, True):
+        assert StepProducts(DecodingGraph(model), weights_first).tied_output(embedding, rows) is None
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (2, 3)])
