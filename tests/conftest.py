@@ -41,40 +41,45 @@ def compilation():
     """Runs TensorFlow's generation as it stands, where nothing asks for its compilation, which takes most of the time.
 
     Who asks is a test that is marked `compiled`, for what users get by default, and `jit_compile=True`. What XLA has
-    compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends. Graphs are not
-    rewritten before their first run either, for an eighth of the tests' time. Processes that tests start, and
-    SavedModels that these read, are rewritten and compiled as they are for users. And a step that makes the optimizer's
-    variables is traced a second time, which it is not where they are there. Keras and TensorFlow shorten the tracebacks
-    of errors, and look at each call of an operation for it: a sixth of the time of tests that trace. And the datasets
-    that Keras makes of arrays are `untuned`, as this library's are: on busy cores, each may be waited for.
-
-    TensorFlow keeps with each operation of a graph the lines that it comes from, for its errors: here all come from one
-    place. And it keeps the kernels of operations that ran, but one for each name of a variable, and forgets them all
-    when a seed is set: here variables have no name that it sees, and a seed leaves the kernels alone. A model that
-    Keras exports is traced twice, by Keras and by TensorFlow, and here not a third time for a signature that is left
-    out. JAX sets up its compiler's dialects for each program that it lowers: here once. And Keras collects garbage for
-    each weight that is quantized, here it does not.
+    compiled, 60 MB for a model of two small layers, TensorFlow gives back when the process ends. Processes that tests
+    start, and SavedModels that these read, are compiled as they are for users.
     """
     import keras
 
     from keras_transformer.generation import generator
-    from keras_transformer.training import allocation
 
     by_default = {name: getattr(generator, name) for name in ("can_jit", "compile_function")}
 
     def compile_if_told(function, variables, signature, jit):
         return by_default["compile_function"](function, variables, signature, jit) if jit else function
 
-    make_train_function = keras.Model.make_train_function
+    with pytest.MonkeyPatch.context() as patch:
+        if keras.backend.backend() == "tensorflow":
+            patch.setattr(generator, "can_jit", lambda: False)
+            patch.setattr(generator, "compile_function", compile_if_told)
+        yield by_default
 
-    def build_optimizer_first(model, force=False):
-        if model.built and model.optimizer is not None and not model.optimizer.built:
-            with model.distribute_strategy.scope():
-                model.optimizer.build(model.trainable_variables)
-        return make_train_function(model, force)
 
-    def set_global_seed(context, seed):
-        context._seed, context._rng = seed, random.Random(seed)
+@pytest.fixture(autouse=True, scope="session")
+def preparation():
+    """Spares what Keras and its backends do before and beside the arithmetic, for programs that run many times.
+
+    Keras and TensorFlow shorten the tracebacks of errors, and look at each call of an operation for it: a sixth of the
+    time of tests that trace. Keras collects garbage for each weight that is quantized, here it does not.
+
+    TensorFlow rewrites graphs before their first run, for an eighth of the tests' time; in processes that tests start
+    it does. A step that makes the optimizer's variables is traced a second time, which it is not where they are there.
+    The datasets that Keras makes of arrays are `untuned`, as this library's are: on busy cores, each may be waited for.
+    With each operation of a graph are kept the lines that it comes from, for errors: here all come from one place. The
+    kernels of operations that ran are kept too, but one for each name of a variable, and all are forgotten when a seed
+    is set: here variables have no name that TensorFlow sees, and a seed leaves the kernels alone. A model that Keras
+    exports is traced twice, by Keras and by TensorFlow, and here not a third time for a signature that is left out.
+
+    JAX sets up its compiler's dialects for each program that it lowers: here once.
+    """
+    import keras
+
+    from keras_transformer.training import allocation
 
     def delete(layer, name):
         if isinstance(getattr(layer, name), keras.Variable):
@@ -86,33 +91,47 @@ def compilation():
         patch.setattr(keras.Layer, "__delattr__", delete)
         patch.setattr(allocation, "SETTINGS", {})  # Examples would have a process of many tests keep all it took.
         if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-            from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
-            from tensorflow.python.eager.context import Context
-            from tensorflow.python.ops import gen_resource_variable_ops
-            from tensorflow.python.util import tf_stack
-
-            from keras_transformer.pipelines.batching import untuned
-
-            of_arrays = ArrayDataAdapter.get_tf_dataset
-            patch.setattr(ArrayDataAdapter, "get_tf_dataset", lambda adapter: untuned(of_arrays(adapter)))
-            tf.debugging.disable_traceback_filtering()
-            here, handle = tf_stack.extract_stack(), gen_resource_variable_ops.var_handle_op
-            patch.setattr(tf_stack, "extract_stack", lambda stacklevel=1: here)
-            patch.setattr(
-                gen_resource_variable_ops, "var_handle_op", lambda **kwargs: handle(**{**kwargs, "debug_name": ""})
-            )
-            patch.setattr(Context, "_set_global_seed", set_global_seed)
-            patch.setattr(keras.Model, "_default_save_signature", None)
-            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-            patch.setattr(generator, "can_jit", lambda: False)
-            patch.setattr(generator, "compile_function", compile_if_told)
-            patch.setattr(keras.Model, "make_train_function", build_optimizer_first)
+            prepare_tensorflow(patch)
         if keras.backend.backend() == "jax":
             from jax._src.interpreters import mlir
 
             patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
-        yield by_default
+        yield
+
+
+def prepare_tensorflow(patch):
+    import keras
+    import tensorflow as tf
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+    from tensorflow.python.eager.context import Context
+    from tensorflow.python.ops import gen_resource_variable_ops
+    from tensorflow.python.util import tf_stack
+
+    from keras_transformer.pipelines.batching import untuned
+
+    make_train_function, of_arrays = keras.Model.make_train_function, ArrayDataAdapter.get_tf_dataset
+    here, handle = tf_stack.extract_stack(), gen_resource_variable_ops.var_handle_op
+
+    def build_optimizer_first(model, force=False):
+        if model.built and model.optimizer is not None and not model.optimizer.built:
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
+        return make_train_function(model, force)
+
+    def nameless(**options):
+        return handle(**{**options, "debug_name": ""})
+
+    def set_global_seed(context, seed):
+        context._seed, context._rng = seed, random.Random(seed)
+
+    tf.debugging.disable_traceback_filtering()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    patch.setattr(keras.Model, "make_train_function", build_optimizer_first)
+    patch.setattr(keras.Model, "_default_save_signature", None)
+    patch.setattr(ArrayDataAdapter, "get_tf_dataset", lambda adapter: untuned(of_arrays(adapter)))
+    patch.setattr(tf_stack, "extract_stack", lambda stacklevel=1: here)
+    patch.setattr(gen_resource_variable_ops, "var_handle_op", nameless)
+    patch.setattr(Context, "_set_global_seed", set_global_seed)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +161,7 @@ def own_session():
     """Gives each module fresh automatic layer names, and lets go of the graphs that the module before it compiled.
 
     What is alive then, a million objects of imported packages, is left out of later garbage collections. Keras starts
-    one for each layer that it quantizes and each session that it clears, and each would take half a second.
+    one for each session that it clears, which would take half a second.
     """
     import keras
 
