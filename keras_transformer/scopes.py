@@ -356,12 +356,6 @@ def products():
     return None if scope is None else scope.products
 
 
-def project(layer, x):
-    """`layer(x)` for a `keras.layers.Dense`, by the products of the current `DecodingScope` if it has any."""
-    by = products()
-    return layer(x) if by is None else by.dense(layer, x)
-
-
 def record(layer, name, value, *sources):
     """Names what `layer` has made from `sources`, if a `RecordingScope` is open; returns it, which may be None."""
     scope = _recording.scope

@@ -10,6 +10,7 @@ from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, SCORING, kernel_initializer
 from keras_transformer.layers.position import PositionEncoding
 from keras_transformer.layers.softmax import AttentionSoftmax
+from keras_transformer.layers.sublayers import project, project_all
 from keras_transformer.ops import check_mask, dot_product_attention, make_attention_mask
 from keras_transformer.ops.masks import with_head_axis
 
@@ -72,15 +73,24 @@ class Attention(keras.layers.Layer):
         layer.build(input_shape)
         return layer
 
+    def project(self, x, training):
+        """Queries, keys and values of one sequence."""
+        query, key, value = project_all((self.query, self.key, self.value), x, training)
+        return self._as_query(query, x), *self._as_key_value(key, value, x)
+
     def project_query(self, x):
-        query = split_heads(scopes.project(self.query, x), self.num_heads)  # [B, H, T, D]
-        query = scopes.record(self, "query", query, x)
+        return self._as_query(project(self.query, x), x)
+
+    def project_key_value(self, source, training=False):
+        return self._as_key_value(*project_all((self.key, self.value), source, training), source)
+
+    def _as_query(self, query, x):
+        query = scopes.record(self, "query", split_heads(query, self.num_heads), x)  # [B, H, T, D]
         return self._normalized("query", query, self.query_norm)
 
-    def project_key_value(self, source):
+    def _as_key_value(self, key, value, source):
         key_heads = self.num_key_value_heads or self.num_heads
-        key = split_heads(scopes.project(self.key, source), key_heads)  # [B, K, S, D]
-        value = split_heads(scopes.project(self.value, source), key_heads)
+        key, value = split_heads(key, key_heads), split_heads(value, key_heads)  # [B, K, S, D]
         key = scopes.record(self, "key", key, source)
         value = scopes.record(self, "value", value, source)
         return self._normalized("key", key, self.key_norm), value
@@ -107,7 +117,7 @@ class Attention(keras.layers.Layer):
             training=bool(training),
         )
         joined = scopes.record(self, "joined_heads", join_heads(attended), attended)
-        return scopes.record(self, "output", scopes.project(self.output_projection, joined), joined)
+        return scopes.record(self, "output", project(self.output_projection, joined), joined)
 
     def shared_config(self):
         return {
@@ -254,8 +264,7 @@ class MultiHeadSelfAttention(Attention):
         scope = scopes.decoding()
         name = None if scope is None else scope.call_name(self)
         length = ops.shape(x)[1]
-        query = self.project_query(x)
-        key, value = self.project_key_value(x)
+        query, key, value = self.project(x, training)
         query_positions = ops.arange(length, dtype="int32") if scope is None else scope.positions(length)
         if self.position is not None:
             total = self._total_length(scope, name, length, mask) if self.position.depends_on_length else None
@@ -388,7 +397,7 @@ class CrossAttention(Attention):
         query = self.project_query(x)
 
         def source():
-            key, value = self.project_key_value(context)
+            key, value = self.project_key_value(context, training)
             return {"context_key": key, "context_value": value, "context_mask": context_mask}
 
         scope = scopes.decoding()

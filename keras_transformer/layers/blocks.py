@@ -9,6 +9,7 @@ from keras_transformer.layers.cloning import clone_layer
 from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.feed_forward import FeedForward
 from keras_transformer.layers.rematerialization import rematerializable
+from keras_transformer.layers.sublayers import normalize
 from keras_transformer.ops import check_mask
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
@@ -63,11 +64,13 @@ class ResidualBlock(keras.layers.Layer):
     def residual(self, x, name, training, **kwargs):
         """`x` and what the sublayer `name` makes of it, with the norms where `norm_position` has them."""
         sublayer, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        seen = x if self.norm_position == "post" else scopes.record(self, f"{name}_norm", norm(x, training=training), x)
+        seen = x
+        if self.norm_position != "post":
+            seen = scopes.record(self, f"{name}_norm", normalize(norm, x, training), x)
         y = scopes.record(sublayer, "output", sublayer(seen, training=training, **kwargs), seen)
         if self.norm_position == "sandwich":
             post_norm = getattr(self, f"{name}_post_norm")
-            y = scopes.record(self, f"{name}_post_norm", post_norm(y, training=training), y)
+            y = scopes.record(self, f"{name}_post_norm", normalize(post_norm, y, training), y)
         if self.layer_scale is not None:
             scale = getattr(self, f"{name}_scale")
             y = scopes.record(self, f"{name}_scaled", y * keras.ops.cast(scale, y.dtype), y)
@@ -75,7 +78,7 @@ class ResidualBlock(keras.layers.Layer):
         total = scopes.record(self, f"{name}_residual", x + y, x, y)
         if self.norm_position != "post":
             return total
-        return scopes.record(self, f"{name}_norm", norm(total, training=training), total)
+        return scopes.record(self, f"{name}_norm", normalize(norm, total, training), total)
 
     def residual_feed_forward(self, x, mask, training):
         masks = {"mask": mask} if self.feed_forward_takes_mask else {}

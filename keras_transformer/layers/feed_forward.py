@@ -6,6 +6,7 @@ from keras_transformer.layers.checks import check_rate
 from keras_transformer.layers.cloning import quantization_config, quantized_dtype
 from keras_transformer.layers.dropout import Dropout
 from keras_transformer.layers.initialization import RESIDUAL, kernel_initializer
+from keras_transformer.layers.sublayers import project
 
 
 @keras.saving.register_keras_serializable(package="keras_transformer")
@@ -74,11 +75,11 @@ class FeedForward(keras.layers.Layer):
         return layer
 
     def call(self, x, training=None):
-        projected = [scopes.record(self, "up", scopes.project(self.up, x), x)]
+        projected = [scopes.record(self, "up", project(self.up, x), x)]
         if self.gated:
-            projected.append(scopes.record(self, "gate", scopes.project(self.gate, x), x))
+            projected.append(scopes.record(self, "gate", project(self.gate, x), x))
         hidden = scopes.record(self, "hidden", activate(self.activation, *projected), *projected)
-        output = scopes.project(self.down, self.hidden_dropout(hidden, training=training))
+        output = project(self.down, self.hidden_dropout(hidden, training=training))
         return scopes.record(self, "output", output, hidden)
 
     def compute_output_shape(self, input_shape):

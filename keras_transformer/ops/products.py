@@ -1,4 +1,4 @@
-"""Products and sums of attention in the form that a backend computes fast: what depends on it is here."""
+"""Products and sums of training in the form that a backend computes fast: what depends on it is here."""
 
 import functools
 
@@ -42,7 +42,7 @@ def trained_product(x, y, y_transposed=False):
     >>> tuple(trained_product(keras.ops.ones((2, 3, 5, 4)), keras.ops.ones((2, 3, 7, 4)), y_transposed=True).shape)
     (2, 3, 5, 7)
     """
-    if not _by_xla_of_tensorflow():
+    if not sums_are_products():
         return product(x, y, y_transposed=y_transposed)
     return _with_transposed_gradient(y_transposed)((x, y), ())
 
@@ -66,10 +66,62 @@ def trained_softmax(x):
     >>> keras.ops.convert_to_numpy(trained_softmax(np.array([[0.0, 0.0]], "float32"))).tolist()
     [[0.5, 0.5]]
     """
-    return _softmax_by_products()((x,), ()) if _by_xla_of_tensorflow() else ops.softmax(x, axis=-1)
+    return _softmax_by_products()((x,), ()) if sums_are_products() else ops.softmax(x, axis=-1)
 
 
-def _by_xla_of_tensorflow():
+def trained_bias(x, bias):
+    """`x + bias`, for a program that TensorFlow's XLA compiles for a CPU, and that also computes its gradient.
+
+    That of the bias sums over all rows, which XLA leaves to a single core, in windows of 32 rows that it writes to
+    memory. Here it is a product with ones: 0.2 ms in place of 0.4 for 2,048 rows of 256.
+
+    Args:
+        x: float tensor of shape `[..., N]`.
+        bias: tensor of shape `[N]` and the dtype of `x`.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_transformer.ops.products import trained_bias
+    >>> keras.ops.convert_to_numpy(trained_bias(keras.ops.zeros((1, 2)), keras.ops.ones(2))).tolist()
+    [[1.0, 1.0]]
+    """
+    return _bias_by_products()((x, bias), ())
+
+
+def trained_norm(x, scale, offset=None, epsilon=1e-6):
+    """Normalization of the last axis, for a program that TensorFlow's XLA compiles for a CPU, and that also computes
+    its gradient: all sums, over the axis and over the rows, are products with ones.
+
+    Args:
+        x: float tensor of shape `[..., N]`.
+        scale: tensor of shape `[N]` and the dtype of `x`.
+        offset: the same, or None: with one this is layer normalization, without one that by the root mean square.
+        epsilon: float, added to the variance or to the mean square.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    References: [Layer Normalization](https://arxiv.org/abs/1607.06450), section 3;
+    [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467), equation 4.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_transformer.ops.products import trained_norm
+    >>> y = trained_norm(np.array([[3.0, 1.0]], "float32"), keras.ops.ones(2), keras.ops.zeros(2))
+    >>> keras.ops.convert_to_numpy(y).round(3).tolist()
+    [[1.0, -1.0]]
+    """
+    parameters = (scale,) if offset is None else (scale, offset)
+    return _norm_by_products(epsilon)((ops.convert_to_tensor(x), *parameters), ())
+
+
+def sums_are_products():
+    """Whether sums of training are best computed as products: in a program of TensorFlow's XLA for CPUs."""
     return keras.backend.backend() == "tensorflow" and compiled_by_xla_for_cpu()
 
 
@@ -85,6 +137,50 @@ def _softmax_by_products():
         return (weights * (gradient - _sums_of_rows(weights * gradient)),)
 
     return with_gradient(forward, backward)
+
+
+@functools.cache
+def _bias_by_products():
+    def forward(tensors, _):
+        x, bias = tensors
+        return x + bias, ()
+
+    def backward(tensors, _, kept, gradient):
+        return gradient, _sum_of_rows(gradient)
+
+    return with_gradient(forward, backward)
+
+
+@functools.cache
+def _norm_by_products(epsilon):
+    def mean(x):
+        return _sums_of_rows(x) / x.shape[-1]
+
+    def forward(tensors, _):
+        x, scale, *offset = tensors
+        middle = mean(x) if offset else None
+        x = x - middle if offset else x
+        factor = ops.rsqrt(mean(x * x) + epsilon)
+        y = x * factor * scale
+        return (y + offset[0], (factor, middle)) if offset else (y, (factor,))
+
+    def backward(tensors, _, kept, gradient):
+        x, scale, *offset = tensors
+        factor, *middle = kept
+        normalized = (x - middle[0] if offset else x) * factor
+        of_normalized = gradient * scale
+        of_x = of_normalized - normalized * mean(of_normalized * normalized)
+        of_x = (of_x - mean(of_normalized) if offset else of_x) * factor
+        of_scale = _sum_of_rows(gradient * normalized)
+        return (of_x, of_scale, _sum_of_rows(gradient)) if offset else (of_x, of_scale)
+
+    return with_gradient(forward, backward)
+
+
+def _sum_of_rows(x):
+    """`[..., N]` to `[N]`. Of two rows of ones: one would be merged with what makes `x`, in a slow order."""
+    x = ops.reshape(x, (-1, x.shape[-1]))
+    return product(ops.ones((2, ops.shape(x)[0]), x.dtype), x)[0]
 
 
 def _sums_of_rows(x):

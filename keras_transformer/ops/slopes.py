@@ -1,16 +1,20 @@
-"""Activations with a gradient that keeps one tensor for it, on JAX: what depends on the backend is here."""
+"""Activations in the form that a backend computes and derives fast: what depends on it is here."""
 
 import functools
 
 import keras
 from keras import ops
 
+from keras_transformer.ops.looping import compiled_by_xla
+
 
 def activate_smoothly(activation, x):
-    """Computes a smooth activation of one argument, keeping for its gradient nothing but its slope at `x`.
+    """Computes a smooth activation of one argument, on JAX keeping for its gradient nothing but its slope at `x`.
 
     JAX' own gradient keeps each step whose derivative is not a constant, and XLA writes them all to memory: beside the
-    hidden layer of GPT-2 two more tensors of its size. Forward mode and further derivatives are there as well.
+    hidden layer of GPT-2 two more tensors of its size. Forward mode and further derivatives are there as well. GELU is
+    computed by `erf`, in float32 also in a program of TensorFlow's XLA: Keras takes that of the backend, by `erfc`, for
+    which XLA computes two polynomials and an exponential.
 
     Args:
         activation: function of one tensor, element by element.
@@ -27,12 +31,18 @@ def activate_smoothly(activation, x):
     0.8413
     """
     if keras.backend.backend() != "jax":
-        return activation(x)
+        single = keras.backend.standardize_dtype(x.dtype) == "float32"
+        quicker = activation is keras.activations.gelu and single and _compiled_by_tensorflow()
+        return _by_erf(x) if quicker else activation(x)
     return _with_slope(_by_erf if activation is keras.activations.gelu else activation)(ops.convert_to_tensor(x))
 
 
+def _compiled_by_tensorflow():
+    return keras.backend.backend() == "tensorflow" and compiled_by_xla()
+
+
 def _by_erf(x):
-    """GELU as Hendrycks and Gimpel write it. Keras takes JAX', by `erfc`, for which XLA computes two polynomials."""
+    """GELU as Hendrycks and Gimpel write it."""
     return x * (0.5 * (1.0 + ops.erf(x * 0.5**0.5)))
 
 

@@ -9,7 +9,7 @@ from harness import BACKEND, as_numpy, dtype_of, gradients, random
 from keras import ops
 
 import keras_transformer as kt
-from keras_transformer.ops.products import trained_product, trained_softmax
+from keras_transformer.ops.products import trained_bias, trained_norm, trained_product, trained_softmax
 
 tensorflow_alone = pytest.mark.skipif(BACKEND != "tensorflow", reason="the layout is for TensorFlow's XLA alone")
 
@@ -73,6 +73,30 @@ def test_a_trained_softmax_has_the_values_and_gradients_of_a_softmax(dtype):
         kept = dtype_of(one)  # JAX has no float64 unless it is told to.
         assert kept == dtype or BACKEND == "jax"
         np.testing.assert_allclose(as_numpy(one), other, atol=1e-6 if kept == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (2, 70, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize("kind", ["bias", "layer", "root mean square"])
+def test_sums_over_rows_as_products_are_those_of_the_backend(kind, shape):
+    functions = {
+        "bias": (trained_bias, lambda x, offset: x + offset),
+        "layer": (lambda *x: trained_norm(*x, epsilon=0.1), lambda *x: ops.layer_normalization(*x, epsilon=0.1)),
+        "root mean square": (
+            lambda *x: trained_norm(*x, epsilon=0.1),
+            lambda *x: ops.rms_normalization(*x, epsilon=0.1),
+        ),
+    }
+    vectors = [random(4, seed=1) + 1, random(4, seed=2)][: 2 if kind == "layer" else 1]
+    variables = [keras.Variable(value) for value in (random(*shape, scale=3.0) + 5, *vectors)]
+    probe = ops.convert_to_tensor(random(*shape, seed=3))
+    found, expected = (
+        (ops.stop_gradient(f(*v)), *gradients(lambda f=f: ops.sum(f(*(x + 0 for x in variables)) * probe), variables))
+        for f, v in ((f, [x.value for x in variables]) for f in functions[kind])
+    )
+    assert len(found) == 2 + len(vectors)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(as_numpy(other)).max() > 0.1
+        np.testing.assert_allclose(as_numpy(one), as_numpy(other), atol=1e-4)
 
 
 @tensorflow_alone
