@@ -30,20 +30,15 @@ class StepProducts:
 
     def __init__(self, graph, weights_first=False):
         self._on_the_left, self._on_the_right = {}, {}  # [M, N] and [N, M], by the ids of their layers.
-        embeddings = {
-            id(layer): ops.convert_to_tensor(layer.embeddings)
-            for layer in graph.tied_outputs()
-            if layer.quantization_mode is None or is_int8(layer)
-        }
+        tied = graph.tied_outputs()
         if not weights_first:
-            self._on_the_right = {key: ops.transpose(x) for key, x in embeddings.items()}
+            tied = [layer for layer in tied if layer.quantization_mode is None or is_int8(layer)]
+            self._on_the_right = {id(layer): ops.transpose(layer.embeddings) for layer in tied}
             return
-        transposed = {
-            id(layer): ops.transpose(ops.convert_to_tensor(layer.kernel))
-            for layer in graph.decoder_layers()
-            if isinstance(layer, keras.layers.Dense) and layer.quantization_mode is None
-        }
-        self._on_the_left = embeddings | transposed
+        dense = [layer for layer in graph.decoder_layers() if isinstance(layer, keras.layers.Dense)]
+        kernels = {id(layer): ops.transpose(layer.kernel) for layer in dense if layer.quantization_mode is None}
+        embeddings = {id(layer): layer.embeddings for layer in tied if layer.quantization_mode is None}
+        self._on_the_left = kernels | {key: ops.convert_to_tensor(x) for key, x in embeddings.items()}
 
     @staticmethod
     def pay(jit):
@@ -79,7 +74,7 @@ class StepProducts:
         if (left is None and right is None) or layer.reverse_dtype is not None:
             return None
         if is_int8(layer):
-            if right is None or not is_one_row(x) or not can_sum(x):
+            if not is_one_row(x) or not can_sum(x):
                 return None
             logits = by_sums(x, layer.inputs_quantizer, right, ops.transpose(layer.embeddings_scale))
         elif not is_of(layer.embeddings, x):
