@@ -8,7 +8,13 @@ from keras import ops
 from keras_transformer.ops.blockwise import blockwise_attention, blockwise_pays
 from keras_transformer.ops.flash import flash_attention, prefers_products, refuses_gradient
 from keras_transformer.ops.masks import make_attention_mask, with_head_axis
-from keras_transformer.ops.products import product, trained_product, trained_softmax
+from keras_transformer.ops.products import (
+    product,
+    sums_are_products,
+    trained_attention,
+    trained_product,
+    trained_softmax,
+)
 
 KERNELS = ("auto", "plain", "fused", "blockwise")
 FEW = 8
@@ -60,7 +66,7 @@ def dot_product_attention(
         padding: boolean tensor of shape `[B, S]`, True for real keys, or None. A mask could say this as well.
         sliding_window: int or None. Query t attends to keys less than so many positions away from t alone.
         training: boolean. Whether a gradient will be asked for: the plain kernel then takes `trained_product` and
-            `trained_softmax`.
+            `trained_softmax`, or `trained_attention`.
 
     Returns:
         Tensor of shape `[B, H, T, E]` in the dtype of `value`; with `return_weights=True` a tuple of it and the weights
@@ -127,8 +133,7 @@ def dot_product_attention(
     if fused and (kernel == "fused" or not refuses_gradient(query, key, mask, bias)):
         return _fused(query, key, value, mask, bias, scale)
     wants_weights = return_weights or record is not None
-    softmax_of = softmax or functools.partial(masked_softmax, training=training)
-    output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax_of, training, wants_weights)
+    output, weights = _masked(query, key, value, mask, bias, scale, dropout, softmax, training, wants_weights)
     if record is not None:
         _record(record, query, key, value, mask, bias, scale, softmax, weights, output)
     return (output, weights) if return_weights else output
@@ -156,11 +161,9 @@ def hide_masked(scores, mask):
     return scores if mask is None else ops.where(mask, scores, ops.cast(-1e30, scores.dtype))
 
 
-def _masked(
-    query, key, value, mask, bias, scale, dropout=None, softmax=masked_softmax, training=False, wants_weights=False
-):
+def _masked(query, key, value, mask, bias, scale, dropout=None, softmax=None, training=False, wants_weights=False):
     """The plain kernel, with 0 for what attends to no key, whose softmax is uniform; weights where they are wanted."""
-    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax, training)
+    output, weights = _plain(query, key, value, mask, bias, scale, dropout, softmax, training, wants_weights)
     if mask is not None:
         attends = ops.any(mask, axis=-1, keepdims=True)
         output = ops.where(attends, output, ops.zeros_like(output))
@@ -168,7 +171,7 @@ def _masked(
     return output, weights
 
 
-def _plain(query, key, value, mask, bias, scale, dropout, softmax, training):
+def _plain(query, key, value, mask, bias, scale, dropout, softmax, training, wants_weights):
     batch, heads, length, _ = ops.shape(query)
     key_heads, key_length = key.shape[1], ops.shape(key)[2]
     score_dtype = keras.backend.result_type(query.dtype, "float32")
@@ -187,10 +190,25 @@ def _plain(query, key, value, mask, bias, scale, dropout, softmax, training):
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), score_dtype)  # [B, H, T, S]
     if bias is not None:
         scores = scores + ops.cast(bias, score_dtype)
-    weights = ops.cast(softmax(scores, mask), value.dtype)
-    dropped = weights if dropout is None else dropout(weights)
-    output = multiply(ops.reshape(dropped, (*grouped, key_length)), value)
+    alone = training and softmax is None and not wants_weights and scores.shape[-1] != 1
+    if alone and sums_are_products() and _is_in_float32(scores, value) and _drops_some(dropout):
+        drawn = () if dropout is None else (dropout.rate, dropout.seed_generator.next())
+        weights, output = None, trained_attention(hide_masked(scores, mask), value, *drawn)
+    else:
+        softmax = softmax or functools.partial(masked_softmax, training=training)
+        weights = ops.cast(softmax(scores, mask), value.dtype)
+        dropped = weights if dropout is None else dropout(weights)
+        output = multiply(ops.reshape(dropped, (*grouped, key_length)), value)
     return ops.reshape(output, (batch, heads, length, value.shape[3])), weights
+
+
+def _is_in_float32(*tensors):
+    return {keras.backend.standardize_dtype(x.dtype) for x in tensors} == {"float32"}
+
+
+def _drops_some(dropout):
+    """Whether dropout, if there is any, sets some elements to 0, each by itself."""
+    return dropout is None or (0 < getattr(dropout, "rate", 0) < 1 and dropout.noise_shape is None)
 
 
 def _record(record, query, key, value, mask, bias, scale, softmax, weights, output):

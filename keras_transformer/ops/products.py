@@ -5,6 +5,7 @@ import functools
 import keras
 from keras import ops
 
+from keras_transformer.ops.dropping import elements_kept
 from keras_transformer.ops.looping import compiled_by_xla_for_cpu, with_gradient
 
 
@@ -69,6 +70,34 @@ def trained_softmax(x):
     return _softmax_by_products()((x,), ()) if sums_are_products() else ops.softmax(x, axis=-1)
 
 
+def trained_attention(scores, value, rate=0.0, seed=None):
+    """Sums of `value`, weighted by the softmax of scores, for a program that TensorFlow's XLA compiles for a CPU, and
+    that also computes its gradient.
+
+    That of the softmax needs, for each query, the sum of its weights times their gradients. Those are the same as the
+    result times its own gradient, summed over the width of a head, which is less to read than all keys.
+
+    Args:
+        scores: float32 tensor of shape `[B, H, T, S]`.
+        value: float32 tensor of shape `[B, K, S, D]`, where `K` divides `H`.
+        rate: float between 0 and 1. Dropout of the weights.
+        seed: int tensor of shape `[2]`, what a `keras.random.SeedGenerator` gives, where `rate` is not 0.
+
+    Returns:
+        Tensor of shape `[B, K, H / K * T, D]`.
+
+    References: [FlashAttention](https://arxiv.org/abs/2205.14135), appendix B.2.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_transformer.ops.products import trained_attention
+    >>> tuple(trained_attention(keras.ops.ones((2, 6, 5, 4)), keras.ops.ones((2, 3, 4, 8))).shape)
+    (2, 3, 10, 8)
+    """
+    return _attention_by_products(rate)((scores, value), () if seed is None else (seed,))
+
+
 def trained_bias(x, bias):
     """`x + bias`, for a program that TensorFlow's XLA compiles for a CPU, and that also computes its gradient.
 
@@ -128,13 +157,46 @@ def sums_are_products():
 @functools.cache
 def _softmax_by_products():
     def forward(tensors, _):
-        exponentials = ops.exp(tensors[0] - ops.max(tensors[0], axis=-1, keepdims=True))
-        weights = exponentials / _sums_of_rows(exponentials)
+        weights = _softmax(tensors[0])
         return weights, (weights,)
 
     def backward(tensors, _, kept, gradient):
         (weights,) = kept
         return (weights * (gradient - _sums_of_rows(weights * gradient)),)
+
+    return with_gradient(forward, backward)
+
+
+def _softmax(x):
+    exponentials = ops.exp(x - ops.max(x, axis=-1, keepdims=True))
+    return exponentials / _sums_of_rows(exponentials)
+
+
+@functools.cache
+def _attention_by_products(rate):
+    def drop(x, seed):
+        if not seed:
+            return x
+        keeps, share = elements_kept(*seed, ops.shape(x), rate, hashed=True)
+        return ops.where(keeps, x * (1 / (1 - share)), 0.0)
+
+    def by_key_heads(x, value):
+        batch, heads, length, width = ops.shape(x)
+        return ops.reshape(x, (batch, value.shape[1], heads // value.shape[1] * length, width))
+
+    def forward(tensors, seed):
+        scores, value = tensors
+        weights = _softmax(scores)
+        output = product(by_key_heads(drop(weights, seed), value), value)
+        return output, (weights, output)
+
+    def backward(tensors, seed, kept, gradient):
+        _, value = tensors
+        weights, output = kept
+        of_value = _gradient_of_second(by_key_heads(drop(weights, seed), value), gradient)
+        of_weights = drop(ops.reshape(product(gradient, value, y_transposed=True), ops.shape(weights)), seed)
+        sums = ops.reshape(_sums_of_rows(gradient * output), (*ops.shape(weights)[:3], 1))
+        return weights * (of_weights - sums), of_value
 
     return with_gradient(forward, backward)
 
@@ -197,11 +259,15 @@ def _with_transposed_gradient(y_transposed):
 
     def backward(tensors, _, kept, gradient):
         x, y = tensors
-        narrow, wide = (x, gradient) if y_transposed else (gradient, x)
-        of_x = product(gradient, y, y_transposed=not y_transposed)
-        return of_x, _result_transposed(product(_operand_transposed(narrow), wide))
+        factors = (gradient, x) if y_transposed else (x, gradient)
+        return product(gradient, y, y_transposed=not y_transposed), _gradient_of_second(*factors)
 
     return with_gradient(forward, backward)
+
+
+def _gradient_of_second(wide, narrow):
+    """Sum over the rows of both, `[B, K, R, M]` and `[B, K, R, N]`, to `[B, K, M, N]`."""
+    return _result_transposed(product(_operand_transposed(narrow), wide))
 
 
 def _operand_transposed(x):

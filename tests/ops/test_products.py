@@ -9,7 +9,14 @@ from harness import BACKEND, as_numpy, dtype_of, gradients, random
 from keras import ops
 
 import keras_transformer as kt
-from keras_transformer.ops.products import trained_bias, trained_norm, trained_product, trained_softmax
+from keras_transformer.ops.dropping import elements_kept
+from keras_transformer.ops.products import (
+    trained_attention,
+    trained_bias,
+    trained_norm,
+    trained_product,
+    trained_softmax,
+)
 
 tensorflow_alone = pytest.mark.skipif(BACKEND != "tensorflow", reason="the layout is for TensorFlow's XLA alone")
 
@@ -97,6 +104,57 @@ def test_sums_over_rows_as_products_are_those_of_the_backend(kind, shape):
     for one, other in zip(found, expected, strict=True):
         assert np.abs(as_numpy(other)).max() > 0.1
         np.testing.assert_allclose(as_numpy(one), as_numpy(other), atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("heads, key_heads", [(3, 3), (4, 2)])
+def test_trained_attention_has_the_values_and_gradients_of_its_steps(heads, key_heads, rate):
+    variables = [
+        keras.Variable(random(2, *shape, seed=i)) for i, shape in enumerate([(heads, 5, 7), (key_heads, 7, 4)])
+    ]
+    probe, seed = random(2, heads, 5, 4, seed=2), ops.convert_to_tensor([3, 4])
+
+    def steps(scores, value):
+        keeps, share = elements_kept(seed, (2, heads, 5, 7), rate, hashed=True)
+        weights = ops.where(keeps, ops.softmax(scores) / (1 - share), 0.0)
+        return ops.matmul(weights, ops.repeat(value, heads // key_heads, axis=1))
+
+    def by_products(scores, value):
+        return ops.reshape(trained_attention(scores, value, *((rate, seed) if rate else ())), probe.shape)
+
+    found, expected = (
+        (
+            ops.stop_gradient(f(*(x.value for x in variables))),
+            *gradients(lambda f=f: ops.sum(f(*(x + 0 for x in variables)) * probe), variables),
+        )
+        for f in (by_products, steps)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(as_numpy(other)).max() > 0.1
+        np.testing.assert_allclose(as_numpy(one), as_numpy(other), atol=1e-5)
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_training_step_of_a_layer_is_the_same_with_its_softmax_and_products_apart(masked, monkeypatch):
+    layer = kt.layers.MultiHeadSelfAttention(4, num_key_value_heads=2, dropout=0.3)
+    x, probe = (ops.convert_to_tensor(random(2, 6, 16, seed=seed)) for seed in (0, 1))
+    mask = ops.convert_to_tensor([[True] * 6, [False] * 6]) if masked else None  # A row that attends to nothing.
+    layer(x)
+    generator, found, taken = layer.weights_dropout.seed_generator, [], []
+    first = as_numpy(generator.state)
+    attend = trained_attention
+    monkeypatch.setattr("keras_transformer.ops.attention.trained_attention", lambda *x: taken.append(1) or attend(*x))
+    for together in (True, False):
+        generator.state.assign(first)
+        if not together:
+            monkeypatch.setattr("keras_transformer.ops.attention.sums_are_products", lambda: False)
+        step = step_of(lambda x, _: layer(x, mask=mask, training=True) + 0 * _)
+        found.append(step(x, x, probe)[:2])
+        assert len(taken) == 1
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(as_numpy(one), as_numpy(other), atol=1e-5)
+        assert np.abs(as_numpy(other)).max() > 0.1
 
 
 @tensorflow_alone
