@@ -208,7 +208,8 @@ def _is_in_float32(*tensors):
 
 def _drops_some(dropout):
     """Whether dropout, if there is any, sets some elements to 0, each by itself."""
-    return dropout is None or (0 < getattr(dropout, "rate", 0) < 1 and dropout.noise_shape is None)
+    usual = isinstance(dropout, keras.layers.Dropout)
+    return dropout is None or (usual and 0 < dropout.rate < 1 and dropout.noise_shape is None)
 
 
 def _record(record, query, key, value, mask, bias, scale, softmax, weights, output):
