@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transformer.ops.dropping import elements_kept
+from keras_transformer.ops.dropping import dropped
 from keras_transformer.ops.looping import compiled_by_xla
 
 
@@ -46,8 +46,7 @@ class Dropout(keras.layers.Dropout):
         if not training or not 0 < self.rate < 1 or keras.backend.backend() == "torch":
             return super().call(inputs, training=training)
         seed, shape = self.seed_generator.next(), self._noise_shape(inputs)
-        keeps, rate = elements_kept(seed, shape, self.rate, hashed=compiled_by_xla())
-        return ops.where(keeps, inputs * ops.cast(1 / (1 - rate), inputs.dtype), ops.cast(0, inputs.dtype))
+        return dropped(inputs, seed, shape, self.rate, hashed=compiled_by_xla())
 
     def _noise_shape(self, inputs):
         sizes = ops.shape(inputs)

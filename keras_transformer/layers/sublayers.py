@@ -20,8 +20,8 @@ def project(layer, x):
 
 def project_all(layers, x, training):
     """`[project(layer, x) for layer in layers]`, of which one product is quicker for a gradient on a CPU."""
-    one = training and scopes.products() is None and sums_are_products()
-    if not one or not all(_is_linear(layer, x) for layer in layers) or len({layer.use_bias for layer in layers}) > 1:
+    pays = training and scopes.products() is None and sums_are_products()
+    if not pays or not all(_is_linear(layer, x) for layer in layers) or len({layer.use_bias for layer in layers}) > 1:
         return [project(layer, x) for layer in layers]
     y = ops.matmul(x, ops.concatenate([ops.convert_to_tensor(layer.kernel) for layer in layers], axis=1))
     if layers[0].use_bias:
@@ -31,10 +31,8 @@ def project_all(layers, x, training):
 
 def normalize(layer, x, training):
     """`layer(x, training=training)` for a layer that normalizes."""
-    if not training or not sums_are_products() or not _is_in_float32(layer, x):
-        return layer(x, training=training)
-    parameters = _parameters_of_norm(layer)
-    if parameters is None or not _is_last(layer.axis, len(x.shape)):
+    parameters = _parameters_of_norm(layer, x) if training and sums_are_products() else None
+    if parameters is None:
         return layer(x, training=training)
     return trained_norm(x, *map(ops.convert_to_tensor, parameters), epsilon=layer.epsilon)
 
@@ -46,19 +44,19 @@ def _is_linear(layer, x):
     return linear and _is_in_float32(layer, x)
 
 
-def _parameters_of_norm(layer):
-    """Scale and offset of layer normalization, the scale of that by the root mean square, or None."""
-    if layer.activity_regularizer is not None:
+def _parameters_of_norm(layer, x):
+    """What a layer multiplies float32 numbers with that it normalized over the last axis, and what it adds, or None.
+
+    Layer normalization has both, that by the root mean square the first alone; others are for their layers to compute.
+    """
+    if type(layer) not in (keras.layers.LayerNormalization, keras.layers.RMSNormalization):
+        return None
+    over_last = keras.tree.flatten(layer.axis) in ([-1], [len(x.shape) - 1])
+    if not over_last or layer.activity_regularizer is not None or not _is_in_float32(layer, x):
         return None
     if type(layer) is keras.layers.RMSNormalization:
         return (layer.scale,)
-    if type(layer) is not keras.layers.LayerNormalization or layer.rms_scaling:
-        return None
-    return (layer.gamma, layer.beta) if layer.scale and layer.center else None
-
-
-def _is_last(axis, rank):
-    return [axis] in ([-1], [rank - 1]) if isinstance(axis, int) else list(axis) in ([-1], [rank - 1])
+    return (layer.gamma, layer.beta) if layer.scale and layer.center and not layer.rms_scaling else None
 
 
 def _is_in_float32(layer, x):

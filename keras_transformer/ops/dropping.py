@@ -1,6 +1,7 @@
 """Which elements dropout keeps, by random bits that cost little: what depends on the backend is here."""
 
 import keras
+from keras import ops
 
 from keras_transformer.ops.hashing import hashed_bits, uint32
 
@@ -37,6 +38,28 @@ def elements_kept(seed, shape, rate, hashed):
         threshold = min(round(rate * 2**16), 2**16 - 1)
         return _drawn(seed, shape, threshold), threshold / 2**16
     return keras.random.uniform(shape, seed=_DrawnSeed(seed)) >= rate, rate
+
+
+def dropped(x, seed, shape, rate, hashed):
+    """Dropout: sets what `elements_kept` does not keep to 0, and scales up the rest.
+
+    Args:
+        x: float tensor.
+        seed, shape, rate, hashed: as for `elements_kept`; `shape` broadcasts to that of `x`, and `rate` is less than 1.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_transformer.ops.dropping import dropped
+    >>> y = dropped(keras.ops.ones((64, 64)), keras.ops.convert_to_tensor([1, 2]), (64, 64), 0.5, hashed=True)
+    >>> sorted({float(number) for number in keras.ops.convert_to_numpy(y).ravel()})
+    [0.0, 2.0]
+    """
+    keeps, rate = elements_kept(seed, shape, rate, hashed)
+    return ops.where(keeps, x * ops.cast(1 / (1 - rate), x.dtype), ops.cast(0, x.dtype))
 
 
 def _drawn(seed, shape, threshold):

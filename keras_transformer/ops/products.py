@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_transformer.ops.dropping import elements_kept
+from keras_transformer.ops.dropping import dropped
 from keras_transformer.ops.looping import compiled_by_xla_for_cpu, with_gradient
 
 
@@ -175,10 +175,7 @@ def _softmax(x):
 @functools.cache
 def _attention_by_products(rate):
     def drop(x, seed):
-        if not seed:
-            return x
-        keeps, share = elements_kept(*seed, ops.shape(x), rate, hashed=True)
-        return ops.where(keeps, x * (1 / (1 - share)), 0.0)
+        return dropped(x, *seed, ops.shape(x), rate, hashed=True) if seed else x
 
     def by_key_heads(x, value):
         batch, heads, length, width = ops.shape(x)

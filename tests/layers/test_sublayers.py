@@ -41,9 +41,9 @@ def in_int8(layer):
     return layer
 
 
-def called(layer, function, monkeypatch):
-    """What `function` gives for an input, which of the layers it called, and what these give."""
-    x, layers = ops.convert_to_tensor(random(2, 5, 8)), layer if isinstance(layer, list) else [layer]
+def called(layers, function, monkeypatch):
+    """Those of the layers that `function` called for an input, of which it has to give what they give."""
+    x = ops.convert_to_tensor(random(2, 5, 8))
     expected, seen = [as_numpy(layer(x)) for layer in layers], []
     for one in layers:
         call = type(one).__call__
@@ -52,7 +52,7 @@ def called(layer, function, monkeypatch):
         )
     found = function(x)
     monkeypatch.undo()
-    for one, other in zip(found if isinstance(layer, list) else [found], expected, strict=True):
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(as_numpy(one), other, atol=1e-5)
         assert np.abs(other).max() > 0.1
     return [layer for layer in layers if layer in seen]
@@ -89,10 +89,10 @@ def test_a_projection_is_computed_without_its_layer_where_a_bias_is_all_it_adds(
     make, by_layer = PROJECTED[case]
     layer = make()
     layer = layer if layer.built else scattered(layer)
-    assert bool(called(layer, lambda x: project(layer, x), monkeypatch))  # Nothing is compiled.
-    assert bool(called(layer, compiled(lambda x: project(layer, x)), monkeypatch)) == (
-        by_layer or BACKEND != "tensorflow"
-    )
+    projected = lambda x: [project(layer, x)]  # noqa: E731
+    assert called([layer], projected, monkeypatch) == [layer]  # Nothing is compiled.
+    called_layers = [layer] if by_layer or BACKEND != "tensorflow" else []
+    assert called([layer], compiled(projected), monkeypatch) == called_layers
 
 
 @pytest.mark.parametrize("case", NORMS)
@@ -101,9 +101,9 @@ def test_a_norm_is_computed_without_its_layer_in_training_where_it_is_one_of_two
     layer = scattered(make())
     layer.trainable = case != "batch"  # Frozen, Keras' batch normalization is the same in training.
     for training in (False, True):
-        function = compiled(lambda x, training=training: normalize(layer, x, training))
+        function = compiled(lambda x, training=training: [normalize(layer, x, training)])
         by_program = training and BACKEND == "tensorflow" and not by_layer
-        assert bool(called(layer, function, monkeypatch)) == (not by_program)
+        assert called([layer], function, monkeypatch) == ([] if by_program else [layer])
 
 
 @pytest.mark.parametrize(
